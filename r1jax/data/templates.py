@@ -1,0 +1,150 @@
+"""From a problem to the text that a model is asked with, and the tags it answers in."""
+
+import datetime
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jinja2
+import jinja2.sandbox
+
+from r1jax.data.tokenizer import Tokenizer
+from r1jax.errors import InputError, one_of
+from r1jax.types import Problem
+
+THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
+ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
+TAGS = (THINK_OPEN, THINK_CLOSE, ANSWER_OPEN, ANSWER_CLOSE)
+
+# DeepSeek-R1 report (arXiv 2501.12948), table 1. "{prompt}" is the slot.
+R1_ZERO = (
+  "A conversation between User and Assistant. The user asks a question, and the "
+  "Assistant solves it. The assistant first thinks about the reasoning process in "
+  "the mind and then provides the user with the answer. The reasoning process and "
+  "answer are enclosed within <think> </think> and <answer> </answer> tags, "
+  "respectively, i.e., <think> reasoning process here </think> <answer> answer here "
+  "</answer>. User: {prompt}. Assistant:"
+)
+
+
+def render(
+  name: str,
+  problem: Problem,
+  tokenizer: Tokenizer,
+  *,
+  suffix: str = "",
+  system: str = "",
+) -> str:
+  """The prompt text of a problem, ready for `tokenizer.encode`.
+
+  Args:
+    name: "plain" (the question alone), "r1_zero" (the published prompt around it) or
+      "chat" (the tokenizer's chat template, up to where the assistant speaks).
+    suffix: an instruction that follows the question, or the last user message.
+    system: for "chat", text of a system message in front of the conversation.
+
+  Raises:
+    InputError: an unknown name, `system` for a template that has no place for it, or
+      what `render_chat` raises.
+  """
+  one_of(name, RENDERERS, key="template")
+  if system and name != "chat":
+    raise InputError(f"template={name!r} has no system text; use 'chat' or leave it ''")
+  return RENDERERS[name](problem, tokenizer, suffix=suffix, system=system)
+
+
+def _plain(problem: Problem, tokenizer: Tokenizer, *, suffix: str, system: str) -> str:
+  del tokenizer, system
+  return problem.prompt + suffix
+
+
+def _r1_zero(
+  problem: Problem, tokenizer: Tokenizer, *, suffix: str, system: str
+) -> str:
+  del tokenizer, system
+  return R1_ZERO.replace("{prompt}", problem.prompt + suffix)
+
+
+def _chat(problem: Problem, tokenizer: Tokenizer, *, suffix: str, system: str) -> str:
+  messages = [dict(m) for m in problem.messages]
+  if not messages:
+    messages = [{"role": "user", "content": problem.prompt}]
+  if suffix:
+    users = [m for m in messages if m["role"] == "user"]
+    if not users:
+      raise InputError(f"problem {problem.id!r} has no user message for the suffix")
+    users[-1]["content"] += suffix
+  if system:
+    if messages[0]["role"] == "system":
+      raise InputError(
+        f"problem {problem.id!r} has a system message already; leave system ''"
+      )
+    messages.insert(0, {"role": "system", "content": system})
+  return render_chat(messages, tokenizer)
+
+
+RENDERERS: dict[str, Callable[..., str]] = {
+  "plain": _plain,
+  "r1_zero": _r1_zero,
+  "chat": _chat,
+}
+
+
+def render_chat(
+  messages: list[Mapping[str, Any]],
+  tokenizer: Tokenizer,
+  *,
+  add_generation_prompt: bool = True,
+) -> str:
+  """A conversation as the tokenizer's chat template writes it.
+
+  The template is a stranger's program: it runs in jinja2's immutable sandbox, with the
+  names that Hugging Face templates expect.
+
+  Raises:
+    InputError: the tokenizer has no chat template, or the template refuses or fails.
+  """
+  if tokenizer.chat_template is None:
+    raise InputError(
+      "template='chat' needs a tokenizer with a chat template, and this one has none; "
+      "use 'plain' or 'r1_zero'"
+    )
+  pieces = tokenizer.pieces
+  bos_id = tokenizer.bos_id
+  try:
+    return (
+      _environment()
+      .from_string(tokenizer.chat_template)
+      .render(
+        messages=messages,
+        add_generation_prompt=add_generation_prompt,
+        bos_token="" if bos_id is None else pieces[bos_id],
+        eos_token=pieces[tokenizer.eos_id],
+        pad_token=pieces[tokenizer.pad_id],
+      )
+    )
+  except (jinja2.TemplateError, TypeError, ValueError) as e:
+    raise InputError(f"the tokenizer's chat template failed: {e}") from e
+
+
+def _environment() -> jinja2.Environment:
+  environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+    trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+  )
+  environment.globals["raise_exception"] = _raise_exception
+  environment.globals["strftime_now"] = _strftime_now
+  environment.filters["tojson"] = _tojson
+  return environment
+
+
+def _raise_exception(message: str) -> None:
+  raise jinja2.TemplateError(message)
+
+
+def _strftime_now(form: str) -> str:
+  return datetime.datetime.now().strftime(form)
+
+
+def _tojson(value: Any, indent: int | None = None) -> str:
+  """JSON as it is; jinja2's own filter escapes it for HTML."""
+  return json.dumps(value, ensure_ascii=False, indent=indent)

@@ -1,0 +1,77 @@
+"""Parts by name, and their weighted sum.
+
+Letters: Q prompts, G samples per prompt.
+"""
+
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from r1jax.errors import InputError, one_of
+from r1jax.rewards import accuracy, format, language
+
+Part = Callable[[str, Mapping[str, Any]], float]
+PARTS: dict[str, Part] = {
+  "accuracy": accuracy.score,
+  "format": format.score,
+  "language": language.score,
+}
+
+
+def choose_parts(
+  names: Iterable[str], *, target_language: str = "en"
+) -> dict[str, Part]:
+  """The functions of the named parts, to be given to a `RewardPool`."""
+  one_of(target_language, language.SCRIPTS, key="config.reward.language")
+  parts = {
+    name: PARTS[one_of(name, PARTS, key="config.reward.weights")] for name in names
+  }
+  if not parts:
+    raise InputError(f"config.reward.weights is empty; allowed: {', '.join(PARTS)}")
+  if "language" in parts:
+    parts["language"] = functools.partial(language.score, target=target_language)
+  return parts
+
+
+def combine(
+  parts_QG: Mapping[str, np.ndarray],
+  weights: Mapping[str, float],
+  *,
+  normalise: str = "none",
+) -> np.ndarray:
+  """total[q, g] = sum over parts of weight * part[q, g], float32 points.
+
+  DeepSeek-R1 report (arXiv 2501.12948), section 2.2: accuracy plus format at the same
+  weight. A part without a weight is only logged.
+
+  Args:
+    normalise: "none", or "per_part": each part is first brought to mean 0 and standard
+      deviation 1 (over G, not G - 1) within its group, so that a part of small spread
+      is not drowned by another; parts without spread become 0.
+
+  Raises:
+    InputError: a weight for an unknown part; an unknown way to normalise.
+  """
+  one_of(normalise, NORMALISE, key="config.reward.normalise")
+  total_QG = 0.0
+  for name, weight in weights.items():
+    one_of(name, parts_QG, key="config.reward.weights")
+    part_QG = np.asarray(parts_QG[name], np.float32)
+    total_QG = total_QG + np.float32(weight) * NORMALISE[normalise](part_QG)
+  return np.asarray(total_QG, np.float32)
+
+
+def within_group(part_QG: np.ndarray) -> np.ndarray:
+  centred_QG = part_QG - part_QG.mean(axis=1, keepdims=True)
+  std_Q1 = part_QG.std(axis=1, keepdims=True)
+  # Equal rewards may leave rounding behind, which must not be blown up to 1.
+  flat_Q1 = part_QG.max(axis=1, keepdims=True) == part_QG.min(axis=1, keepdims=True)
+  return np.where(flat_Q1, 0.0, centred_QG / np.where(flat_Q1, 1.0, std_Q1))
+
+
+NORMALISE: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+  "none": lambda part_QG: part_QG,
+  "per_part": within_group,
+}

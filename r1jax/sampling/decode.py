@@ -1,0 +1,230 @@
+"""The rollout: prompts prefilled once, one compiled loop that decodes and refills.
+
+Letters: Q prompts, B = Q * G rows to make, S slots that make them, P prompt slots,
+T completion slots, V vocabulary.
+
+A slot continues one (prompt, sample) pair; when that ends it takes the next pair of the
+queue without leaving the loop. Its first step feeds the prompt's last token, so a pair
+needs nothing but the shared prompt cache to start. Every draw is a function of (key,
+problem, sample, position): slots, queue order and batch mates change nothing.
+"""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from r1jax import sharding, trees
+from r1jax.models import cache as caches
+from r1jax.models import transformer
+from r1jax.models.config import ModelConfig
+from r1jax.sampling import logits
+from r1jax.types import Rollout
+
+IDLE = -1  # the pair of a slot that has nothing left to do
+
+
+@struct.dataclass
+class Prompts:
+  """Prompts of a rollout.
+
+  Attributes:
+    tokens_QP: int32, right-padded; at least one token each.
+    length_Q: int32.
+    problem_Q: int32 number of the problem (`prng.number_of(problem.id)`), keys draws.
+  """
+
+  tokens_QP: jax.Array
+  length_Q: jax.Array
+  problem_Q: jax.Array
+
+
+@struct.dataclass
+class DecodeState:
+  """Everything that the loop changes.
+
+  Attributes:
+    cache: shared prompts and what each slot wrote itself.
+    token_S: the token that each slot feeds next.
+    pair_S: the row that each slot works on, IDLE when the queue is empty.
+    next_pair: head of the queue.
+    steps, idle: decode steps so far, and the slots that had nothing to do in them.
+  """
+
+  cache: caches.Cache
+  token_S: jax.Array
+  pair_S: jax.Array
+  next_pair: jax.Array
+  tokens_BT: jax.Array
+  logp_BT: jax.Array
+  length_B: jax.Array
+  stopped_B: jax.Array
+  steps: jax.Array
+  idle: jax.Array
+
+
+def prefill(c: ModelConfig, params: dict, prompts: Prompts, constrain) -> caches.Cache:
+  """Keys and values of every prompt token but the last, once per prompt."""
+  num_prompts, capacity = prompts.tokens_QP.shape
+  start = caches.empty(c, num_prompts, capacity, params["embed"].dtype)
+  positions_QP = jnp.broadcast_to(jnp.arange(capacity), prompts.tokens_QP.shape)
+  _, cache = transformer.forward(
+    c, params, prompts.tokens_QP, positions_QP, cache=start, constrain=constrain
+  )
+  return cache
+
+
+def windows_of(max_tokens: int) -> tuple[int, ...]:
+  """Attention windows: a step pays for the smallest that covers its longest slot."""
+  smallest = 32
+  num_doublings = max(math.ceil(math.log2(max(max_tokens, 1) / smallest)), 0)
+  return (*[smallest * 2**i for i in range(num_doublings)], max_tokens)
+
+
+def generate(
+  c: ModelConfig,
+  params: dict,
+  prompts: Prompts,
+  controls: logits.Controls,
+  key: jax.Array,
+  *,
+  samples: int,
+  max_tokens: int,
+  stop_ids: tuple[int, ...],
+  slots: int | None = None,
+  constrain: Callable = sharding.unsharded,
+) -> Rollout:
+  """Draws `samples` completions of each prompt. Pure; jit it with the statics bound.
+
+  Args:
+    controls: per-row sampling controls, leaves [B].
+    key: names the run and the step.
+    samples, max_tokens, stop_ids, slots: static. `slots` None means one per row; fewer
+      refill as rows end.
+
+  Returns:
+    Rollout of B = Q * samples rows, row b being sample b % samples of prompt
+    b // samples.
+  """
+  num_prompts = prompts.tokens_QP.shape[0]
+  num_rows = num_prompts * samples
+  num_slots = num_rows if slots is None else min(slots, num_rows)
+  stop_ids_K = jnp.asarray(stop_ids, jnp.int32)
+  windows = windows_of(max_tokens)
+
+  prompt_Q = jnp.arange(num_prompts)
+  last_Q = prompts.tokens_QP[prompt_Q, prompts.length_Q - 1]
+  prefilled = prefill(c, params, prompts, constrain)
+  pair_S = jnp.arange(num_slots, dtype=jnp.int32)
+  shared = caches.PromptCache(
+    k_ZQKHP=prefilled.k_ZSKHW,
+    v_ZQKPH=prefilled.v_ZSKWH,
+    length_Q=prompts.length_Q - 1,
+    index_S=pair_S // samples,
+  )
+  own = caches.empty(c, num_slots, max_tokens, params["embed"].dtype)
+  row_keys_B = jax.vmap(jax.random.fold_in)(
+    jax.vmap(jax.random.fold_in, (None, 0))(
+      key, jnp.repeat(prompts.problem_Q, samples)
+    ),
+    jnp.tile(jnp.arange(samples), num_prompts),
+  )
+
+  def step(s: DecodeState, window: int) -> DecodeState:
+    place_S = s.cache.length_S
+    position_S = s.cache.prompt.length_Q[s.cache.prompt.index_S] + place_S
+    hidden_SLD, cache = transformer.forward(
+      c,
+      params,
+      s.token_S[:, None],
+      position_S[:, None],
+      cache=s.cache,
+      window=window,
+      constrain=constrain,
+    )
+    logits_SV = transformer.unembed(params, hidden_SLD[:, 0])
+    live_S = s.pair_S != IDLE
+    row_S = jnp.where(live_S, s.pair_S, 0)
+    controls_S = jax.tree.map(lambda leaf: leaf[row_S], controls)
+    logp_SV = logits.log_distribution(logits_SV, controls_S)
+    keys_S = jax.vmap(jax.random.fold_in)(row_keys_B[row_S], place_S)
+    token_S = logits.draw(logp_SV, jax.vmap(jax.random.uniform)(keys_S))
+    logp_S = jnp.take_along_axis(logp_SV, token_S[:, None], axis=-1)[:, 0]
+
+    write_S = jnp.where(live_S, s.pair_S, num_rows)  # out of range: dropped
+    stopped_S = jnp.isin(token_S, stop_ids_K)
+    over_S = live_S & (stopped_S | (place_S + 1 >= controls_S.max_tokens))
+    over_S |= live_S & (place_S + 1 >= max_tokens)
+    # Slots that ended take the next pairs of the queue, in slot order.
+    taken_S = s.next_pair + jnp.cumsum(over_S) - 1
+    pair_S = jnp.where(over_S, jnp.where(taken_S < num_rows, taken_S, IDLE), s.pair_S)
+    pair_S = pair_S.astype(jnp.int32)
+    index_S = jnp.where(pair_S == IDLE, 0, pair_S) // samples
+    cache = cache.replace(
+      length_S=jnp.where(over_S | ~live_S, 0, cache.length_S),
+      prompt=cache.prompt.replace(index_S=index_S),
+    )
+    return s.replace(
+      cache=cache,
+      token_S=jnp.where(over_S, last_Q[index_S], token_S),
+      pair_S=pair_S,
+      next_pair=jnp.minimum(s.next_pair + over_S.sum(), num_rows),
+      tokens_BT=s.tokens_BT.at[write_S, place_S].set(token_S, mode="drop"),
+      logp_BT=s.logp_BT.at[write_S, place_S].set(logp_S, mode="drop"),
+      length_B=s.length_B.at[write_S].set(place_S + 1, mode="drop"),
+      stopped_B=s.stopped_B.at[write_S].set(stopped_S, mode="drop"),
+      steps=s.steps + 1,
+      idle=s.idle + jnp.sum(~live_S),
+    )
+
+  def alive(s: DecodeState) -> jax.Array:
+    return jnp.any(s.pair_S != IDLE)
+
+  def window_index(s: DecodeState) -> jax.Array:
+    longest = jnp.max(s.cache.length_S) + 1
+    return jnp.sum(jnp.asarray(windows) < longest)
+
+  def run_window(index: int) -> Callable:
+    def steps(s: DecodeState) -> DecodeState:
+      return jax.lax.while_loop(
+        lambda s: alive(s) & (window_index(s) == index),
+        lambda s: step(s, windows[index]),
+        s,
+      )
+
+    return steps
+
+  branches = [run_window(index) for index in range(len(windows))]
+  end = jax.lax.while_loop(
+    alive,
+    lambda s: jax.lax.switch(window_index(s), branches, s),
+    DecodeState(
+      cache=own.replace(prompt=shared),
+      token_S=last_Q[shared.index_S],
+      pair_S=pair_S,
+      next_pair=jnp.asarray(num_slots, jnp.int32),
+      tokens_BT=jnp.zeros((num_rows, max_tokens), jnp.int32),
+      logp_BT=jnp.zeros((num_rows, max_tokens), jnp.float32),
+      length_B=jnp.zeros((num_rows,), jnp.int32),
+      stopped_B=jnp.zeros((num_rows,), bool),
+      steps=jnp.asarray(0, jnp.int32),
+      idle=jnp.asarray(0, jnp.int32),
+    ),
+  )
+  slot_steps = end.steps * num_slots
+  return Rollout(
+    tokens_BT=end.tokens_BT,
+    logp_BT=end.logp_BT,
+    length_B=end.length_B,
+    stopped_B=end.stopped_B,
+    counts={
+      "prefill_tokens": jnp.sum(prompts.length_Q - 1),
+      "decode_tokens": slot_steps - end.idle,
+      "steps": end.steps,
+      "slot_steps": slot_steps,
+      "idle_slot_steps": end.idle,
+    },
+    weights_checksum=trees.checksum(params),
+  )

@@ -1,0 +1,119 @@
+"""The device mesh, and who holds which slice of an array.
+
+An array names its axes logically ("embed", "heads", "batch"); a rules table says which
+mesh axes each logical axis is split over. There are two tables: how weights are stored
+and trained, and how the sampler holds them.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from r1jax.errors import InputError, nearest
+from r1jax.types import ParamSpec
+
+MESH_AXES = ("data", "fsdp", "tp", "ep", "sp")
+
+Rules = Mapping[str, tuple[str, ...]]
+
+# Storage and training: batch over data and fsdp, weights over fsdp and tp.
+TRAIN_RULES: Rules = {
+  "batch": ("data", "fsdp"),
+  "vocab": ("tp",),
+  "embed": ("fsdp",),
+  "heads": ("tp",),
+  "kv_heads": ("tp",),
+  "ffw": ("tp",),
+}
+# Sampling: the same batch, weights gathered over fsdp once per rollout.
+SAMPLE_RULES: Rules = {**TRAIN_RULES, "embed": ()}
+
+
+def make_mesh(shape: Mapping[str, int]) -> Mesh:
+  """The mesh over all devices of all processes.
+
+  Args:
+    shape: size of each named axis, 1 where absent; one axis may be -1 and takes the
+      devices that are left.
+
+  Raises:
+    InputError: an unknown axis, or sizes that do not multiply to the device count.
+  """
+  for name in shape:
+    if name not in MESH_AXES:
+      raise InputError(
+        f"mesh.{name} is not an axis{nearest(name, MESH_AXES)}; allowed: {MESH_AXES}"
+      )
+  sizes = [int(shape.get(name, 1)) for name in MESH_AXES]
+  num_devices = jax.device_count()
+  if sizes.count(-1) == 1:
+    known = int(np.prod([size for size in sizes if size != -1]))
+    sizes[sizes.index(-1)] = max(num_devices // max(known, 1), 1)
+  if min(sizes) < 1 or int(np.prod(sizes)) != num_devices:
+    raise InputError(
+      f"mesh {dict(zip(MESH_AXES, sizes, strict=True))} does not multiply to the "
+      f"{num_devices} devices here; change config.mesh (-1 takes what is left)"
+    )
+  return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+@dataclasses.dataclass(frozen=True)
+class Partition:
+  """A mesh with one rules table."""
+
+  mesh: Mesh
+  rules: Rules
+
+  def pspec(self, axes: tuple[str | None, ...]) -> PartitionSpec:
+    """PartitionSpec of logical axes; refuses one mesh axis on two dimensions."""
+    parts = [self.rules.get(axis, ()) if axis is not None else () for axis in axes]
+    used = [name for part in parts for name in part]
+    if len(used) != len(set(used)):
+      raise ValueError(f"axes {axes} would use a mesh axis twice: {parts}")
+    return PartitionSpec(*[part if part else None for part in parts])
+
+  def sharding(self, *axes: str | None) -> NamedSharding:
+    return NamedSharding(self.mesh, self.pspec(axes))
+
+  def constrain(self, array: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+    return jax.lax.with_sharding_constraint(array, self.sharding(*axes))
+
+  def size(self, axis: str) -> int:
+    """Number of slices of a logical axis."""
+    return int(np.prod([self.mesh.shape[name] for name in self.rules.get(axis, ())]))
+
+  def of_specs(self, specs: Any) -> Any:
+    """Shardings of a tree of ParamSpecs.
+
+    Raises:
+      InputError: a dimension that its mesh axes do not divide.
+    """
+
+    def one(spec: ParamSpec) -> NamedSharding:
+      for size, axis in zip(spec.shape, spec.axes, strict=True):
+        slices = self.size(axis) if axis is not None else 1
+        if size % slices:
+          raise InputError(
+            f"{axis}={size} of the model does not split over {slices} devices "
+            f"(mesh axes {self.rules[axis]}); change config.mesh"
+          )
+      return self.sharding(*spec.axes)
+
+    return jax.tree.map(one, specs, is_leaf=lambda leaf: isinstance(leaf, ParamSpec))
+
+
+def single_device() -> Partition:
+  """The training rules on a mesh of one device (tests, notebooks)."""
+  device = np.asarray(jax.devices()[:1]).reshape((1,) * len(MESH_AXES))
+  axis_types = (AxisType.Auto,) * len(MESH_AXES)
+  return Partition(Mesh(device, MESH_AXES, axis_types=axis_types), TRAIN_RULES)
+
+
+def unsharded(array: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+  """A `constrain` that constrains nothing, for code that runs on one device."""
+  del axes
+  return array

@@ -1,0 +1,81 @@
+"""The training state: born sharded, described before it exists."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from r1jax import prng, trees
+from r1jax.models import transformer
+from r1jax.models.config import ModelConfig
+from r1jax.sharding import Partition
+from r1jax.types import TrainState
+
+
+def state_shardings(
+  c: ModelConfig, optimizer: optax.GradientTransformation, partition: Partition, dtype
+) -> TrainState:
+  """Shardings of a TrainState: optimizer moments lie where their parameters lie."""
+  params = partition.of_specs(transformer.param_specs(c))
+  replicated = NamedSharding(partition.mesh, PartitionSpec())
+  shapes = transformer.abstract_params(c, dtype, params)
+  by_path = trees.flatten(shapes)
+  abstract = jax.eval_shape(optimizer.init, shapes)
+
+  def place(path: tuple, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+    keys = [
+      str(entry.key) for entry in path if isinstance(entry, jax.tree_util.DictKey)
+    ]
+    # A moment's dict keys end with its parameter's path; its shape must agree too.
+    for start in range(len(keys)):
+      found = by_path.get("/".join(keys[start:]))
+      if found is not None and leaf.shape == found.shape:
+        return found.sharding
+    return replicated
+
+  return TrainState(
+    step=replicated,
+    params=params,
+    opt_state=jax.tree_util.tree_map_with_path(place, abstract),
+  )
+
+
+def abstract_state(
+  c: ModelConfig, optimizer: optax.GradientTransformation, partition: Partition, dtype
+) -> TrainState:
+  """ShapeDtypeStructs with shardings: what a checkpoint is restored into."""
+  shapes = jax.eval_shape(
+    lambda params: new_state(params, optimizer), transformer.abstract_params(c, dtype)
+  )
+  shardings = state_shardings(c, optimizer, partition, dtype)
+  return jax.tree.map(
+    lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at),
+    shapes,
+    shardings,
+  )
+
+
+def new_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
+  return TrainState(jnp.asarray(0, jnp.int32), params, optimizer.init(params))
+
+
+def state_of(
+  params: Any,
+  c: ModelConfig,
+  optimizer: optax.GradientTransformation,
+  partition: Partition,
+) -> TrainState:
+  """A fresh state around parameters that are already on their devices."""
+  shardings = state_shardings(c, optimizer, partition, params["embed"].dtype)
+  make = jax.jit(optimizer.init, out_shardings=shardings.opt_state)
+  step = jax.device_put(jnp.asarray(0, jnp.int32), shardings.step)
+  return TrainState(step, params, make(params))
+
+
+def init_params(c: ModelConfig, key: jax.Array, partition: Partition, dtype) -> Any:
+  """Fresh parameters, each device making its own slices."""
+  shardings = partition.of_specs(transformer.param_specs(c))
+  make = jax.jit(lambda key: transformer.init(c, key, dtype), out_shardings=shardings)
+  return make(prng.at(key, "init"))

@@ -1,0 +1,140 @@
+"""Records that cross a border between packages.
+
+Letters: Q prompts, G samples per prompt, B rows, P prompt slots, T completion slots,
+L tokens in a row, V vocabulary.
+
+Prompts and completions are right-padded: a prompt is a cache part of its own, so
+nothing needs the two to meet in one row. Masks are 1 on tokens that may be trained on.
+They come from lengths, never from token values, so pad and end-of-text may share an id.
+`[..., l]` of a per-token quantity speaks of token l itself: its log-prob given the
+tokens before it, its mask, its advantage.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax import struct
+
+Array = jax.Array | np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+  """One thing to solve.
+
+  Attributes:
+    id: unique and stable; random draws and samples are keyed by it.
+    prompt: the question as text, before any template.
+    answer: the gold answer as text, in the form the verifier reads.
+    verifier: name of the function in `rewards` that judges accuracy.
+    meta: JSON-like extras that the verifier or the report may read.
+    messages: a conversation, for chat templates; empty means [user: prompt].
+  """
+
+  id: str
+  prompt: str
+  answer: str
+  verifier: str
+  meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  messages: tuple[Mapping[str, str], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class ParamSpec:
+  """One array to be.
+
+  Attributes:
+    shape: global shape.
+    axes: logical name of each axis ("embed", "heads", ...), see `sharding.py`.
+    fan_in: drawn from a truncated normal of variance 1 / fan_in; 0 means constant.
+    fill: the constant where fan_in is 0.
+  """
+
+  shape: tuple[int, ...]
+  axes: tuple[str | None, ...]
+  fan_in: int = 0
+  fill: float = 1.0
+
+
+@struct.dataclass
+class TokenRows:
+  """Packed rows: several sequences lie one behind another in a row of L tokens.
+
+  Attributes:
+    tokens_BL: int32 ids.
+    positions_BL: int32, restart at 0 with every sequence.
+    segments_BL: int32, 0 is padding, 1.. number the sequences of a row.
+    mask_BL: float32, 1 on tokens that may be trained on (never a sequence's first).
+    length_BL: float32, the number of masked tokens of the sequence a token is in.
+  """
+
+  tokens_BL: Array
+  positions_BL: Array
+  segments_BL: Array
+  mask_BL: Array
+  length_BL: Array
+
+
+@struct.dataclass
+class Rollout:
+  """What the sampler made: row b is sample b % G of prompt b // G.
+
+  Attributes:
+    tokens_BT: int32 ids drawn, garbage at and after `length_B`.
+    logp_BT: float32 log-probs under the distribution drawn from (after temperature and
+      truncation), 0 at and after `length_B`.
+    length_B: int32, drawn tokens including the stop token.
+    stopped_B: bool, True where a stop token ended the row, False where the limit did.
+    counts: int32 scalars: prefill_tokens, decode_tokens, steps, slot_steps,
+      idle_slot_steps.
+    weights_checksum: uint32 scalar of the weights that drew (see `trees.checksum`).
+  """
+
+  tokens_BT: Array
+  logp_BT: Array
+  length_B: Array
+  stopped_B: Array
+  counts: dict[str, Array]
+  weights_checksum: Array
+
+
+@struct.dataclass
+class Experience:
+  """Everything an update may see, token by token on packed rows (all float32).
+
+  `logp_old_BL` and `logp_ref_BL` are None until scored; `logp_ref_BL` stays None where
+  no reference is used.
+  """
+
+  rows: TokenRows
+  advantage_BL: Array
+  logp_behaviour_BL: Array
+  logp_old_BL: Array | None = None
+  logp_ref_BL: Array | None = None
+
+
+@struct.dataclass
+class TrainState:
+  """What a training step changes: updates done, parameters, optimizer state."""
+
+  step: Array
+  params: Any
+  opt_state: Any
+
+
+@struct.dataclass
+class Mean:
+  """A sum and a count that travel apart, so that merging them stays exact."""
+
+  total: Array
+  count: Array
+
+  def merge(self, other: "Mean") -> "Mean":
+    return Mean(self.total + other.total, self.count + other.count)
+
+  def value(self) -> Array:
+    """Total over count; 0 for an empty mean."""
+    return self.total / jax.numpy.maximum(self.count, 1)

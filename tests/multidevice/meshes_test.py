@@ -1,0 +1,67 @@
+"""One device and eight: the same loss, gradient, parameters and tokens."""
+
+import numpy as np
+import pytest
+
+from tests.multidevice.launch import MESHES
+
+pytestmark = pytest.mark.multidevice
+
+SPLIT = [name for name in MESHES if name != "one"]
+ROLLOUTS = [name for name in SPLIT if "rollout" in MESHES[name][1]]
+
+
+@pytest.mark.parametrize("mesh", SPLIT)
+def test_loss_and_gradient_are_those_of_one_device(eight, mesh):
+  """R5: any mesh; shardings of the new state are checked where it is made."""
+  want, got = eight["one"], eight[mesh]
+  metrics = [key for key in want if key.startswith("metric/")]
+  assert "metric/loss/policy" in metrics and "metric/optim/grad_norm" in metrics
+  for key in metrics:
+    np.testing.assert_allclose(got[key], want[key], rtol=2e-5, err_msg=key)
+  gradients = [key for key in want if key.startswith("gradient/")]
+  assert len(gradients) == 11
+  for key in gradients:
+    largest = np.abs(want[key]).max()
+    assert largest > 1e-3
+    np.testing.assert_allclose(got[key], want[key], atol=1e-5 * largest, err_msg=key)
+
+
+@pytest.mark.parametrize("mesh", SPLIT)
+def test_the_checksum_does_not_depend_on_the_sharding(eight, mesh):
+  """R2."""
+  assert eight[mesh]["checksum"] == eight["one"]["checksum"]
+
+
+@pytest.mark.parametrize("mesh", SPLIT)
+def test_the_work_is_split(eight, mesh):
+  """R11: no device does the layers or the vocabulary's product for all of them."""
+  share = eight[mesh]["flops"] / eight["one"]["flops"]
+  assert share < 0.25, share
+
+
+@pytest.mark.parametrize("mesh", SPLIT)
+def test_weights_are_gathered_and_activations_are_not(eight, mesh):
+  """R11: the largest array gathered is a matrix of the model; the states of all rows
+  are larger, even a quarter of their width."""
+  assert eight[mesh]["gathered"] <= 32 * 24 < 8 * 30 * 4
+  assert (eight[mesh]["gathered"] > 0) == (mesh != "data")
+
+
+@pytest.mark.parametrize("mesh", ROLLOUTS)
+def test_sampling_is_that_of_one_device_token_for_token(eight, mesh):
+  """R21: other devices, and in one case another number of slots."""
+  want, got = eight["one"], eight[mesh]
+  np.testing.assert_array_equal(got["rollout/length"], want["rollout/length"])
+  np.testing.assert_array_equal(got["rollout/tokens"], want["rollout/tokens"])
+  np.testing.assert_allclose(got["rollout/logp"], want["rollout/logp"], atol=2e-5)
+  assert got["rollout/checksum"] == want["rollout/checksum"] == want["checksum"]
+  assert len(set(want["rollout/length"])) > 2
+
+
+def test_fresh_parameters_are_those_of_one_device(eight):
+  """R10: each device draws its own slices of the same arrays."""
+  fresh = [key for key in eight["one"] if key.startswith("fresh/")]
+  assert len(fresh) == 11
+  for key in fresh:
+    np.testing.assert_array_equal(eight["all"][key], eight["one"][key])

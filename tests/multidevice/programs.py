@@ -1,0 +1,162 @@
+"""One update and one rollout on several meshes, in a process with devices of its own.
+
+`python -m tests.multidevice.programs OUT.npz MESHES [PROCESS COUNT PORT]`, MESHES being
+JSON: {name: sizes of the mesh axes}; the empty mesh is one device. With the last three
+this is one process of several. What comes out is written as {mesh/quantity: array}.
+"""
+
+import functools
+import json
+import re
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from r1jax import prng, sharding, trees
+from r1jax.models import transformer
+from r1jax.sampling import decode, logits
+from r1jax.sharding import SAMPLE_RULES, TRAIN_RULES, Partition
+from r1jax.training import state, step
+from tests import tiny
+
+C = tiny.config(vocab=32)
+PROMPTS = [[3, 1, 4, 1, 5, 9], [7], [2, 2], [6, 2, 8], [1] * 5, [9, 9], [4], [8, 8, 8]]
+
+
+def partition_of(sizes) -> Partition:
+  if not sizes:
+    return sharding.single_device()
+  return Partition(sharding.make_mesh(sizes), TRAIN_RULES)
+
+
+def fetch(partition, tree):
+  """Numpy arrays of arrays that may lie on devices of other processes."""
+  whole = NamedSharding(partition.mesh, PartitionSpec())
+  return jax.tree.map(np.asarray, jax.jit(lambda x: x, out_shardings=whole)(tree))
+
+
+def place(shardings, tree):
+  """Each device takes its slice of what every process holds whole."""
+  return jax.tree.map(
+    lambda leaf, at: jax.make_array_from_callback(
+      leaf.shape, at, lambda index: np.asarray(leaf)[index]
+    ),
+    tree,
+    shardings,
+  )
+
+
+def batch_of(partition, process, num_processes):
+  """Two microbatches of 8 rows, each process giving its own rows only."""
+  rows = partition.sharding(None, "batch")
+  whole = jax.tree.map(
+    lambda leaf: leaf.reshape(2, 8, *leaf.shape[1:]), tiny.experience(C, num_rows=16)
+  )
+  share = 8 // num_processes
+  mine = slice(process * share, (process + 1) * share)
+  return jax.tree.map(
+    lambda leaf: jax.make_array_from_process_local_data(
+      rows, leaf[:, mine], leaf.shape
+    ),
+    whole,
+  )
+
+
+def sizes_gathered(text):
+  """Elements of every array that a compiled program gathers."""
+  shapes = re.findall(r"= \w+\[([\d,]*)\]\S* all-gather\(", text)
+  return [int(np.prod([int(n) for n in shape.split(",")])) for shape in shapes]
+
+
+def update(partition, process, num_processes):
+  """The gradient (as one step of SGD at rate 1), metrics, and what a device does."""
+  optimizer = optax.chain(optax.trace(0.9), optax.sgd(1.0))
+  shardings = state.state_shardings(C, optimizer, partition, jnp.float32)
+  params = place(shardings.params, tiny.params(C))
+  before = fetch(partition, params)
+  start = state.state_of(params, C, optimizer, partition)
+  loss = functools.partial(tiny.grpo_loss, C, constrain=partition.constrain)
+  batch = batch_of(partition, process, num_processes)
+  program = step.make_update(
+    loss, optimizer, shardings, partition.sharding(None, "batch")
+  )
+  arguments = (start, batch, np.int32(2), np.float32(50.0))
+  compiled = program.lower(*arguments).compile()
+  checksum = jax.jit(trees.checksum)(start.params)
+  after, metrics = compiled(*arguments)
+  jax.tree.map(
+    lambda leaf, at: np.testing.assert_(leaf.sharding.is_equivalent_to(at, leaf.ndim)),
+    after,
+    shardings,
+  )
+  gradient = jax.tree.map(np.subtract, before, fetch(partition, after.params))
+  totals = {name: mean.total / mean.count for name, mean in metrics.items()}
+  return {
+    **{f"gradient/{path}": leaf for path, leaf in trees.flatten(gradient).items()},
+    **{f"metric/{name}": np.asarray(value) for name, value in totals.items()},
+    "checksum": np.asarray(checksum),
+    "flops": np.asarray(compiled.cost_analysis()["flops"]),
+    "gathered": np.asarray(max(sizes_gathered(compiled.as_text()), default=0)),
+  }
+
+
+def rollout(partition, slots):
+  """Tokens, log-probs and counts, under the sampler's rules."""
+  held = Partition(partition.mesh, SAMPLE_RULES)
+  shardings = held.of_specs(transformer.param_specs(C))
+  program = jax.jit(
+    functools.partial(
+      decode.generate,
+      C,
+      samples=2,
+      max_tokens=10,
+      stop_ids=tiny.STOP,
+      slots=slots,
+      constrain=held.constrain,
+    ),
+    out_shardings=NamedSharding(partition.mesh, PartitionSpec()),
+  )
+  controls = logits.controls(16, temperature=1.1, top_p=0.9, max_tokens=10)
+  key = prng.at(prng.root(0), "rollout", 3)
+  arguments = jax.tree.map(np.asarray, (tiny.prompts(PROMPTS), controls))
+  out = program(place(shardings, tiny.params(C)), *arguments, key)
+  inside = np.arange(10) < np.asarray(out.length_B)[:, None]
+  return {
+    "rollout/tokens": np.where(inside, out.tokens_BT, -1),
+    "rollout/logp": np.asarray(out.logp_BT),
+    "rollout/length": np.asarray(out.length_B),
+    "rollout/idle": np.asarray(out.counts["idle_slot_steps"]),
+    "rollout/checksum": np.asarray(out.weights_checksum),
+  }
+
+
+def fresh(partition):
+  """Parameters that each device drew for itself."""
+  params = state.init_params(C, prng.root(5), partition, jnp.float32)
+  return {
+    f"fresh/{path}": x for path, x in trees.flatten(fetch(partition, params)).items()
+  }
+
+
+def main(out, meshes, process="0", num_processes="1", port=None):
+  process, num_processes = int(process), int(num_processes)
+  if num_processes > 1:
+    jax.distributed.initialize(f"localhost:{port}", num_processes, process)
+  found = {}
+  for name, (sizes, parts) in json.loads(meshes).items():
+    partition = partition_of(sizes)
+    seen = update(partition, process, num_processes)
+    if "rollout" in parts:
+      seen |= rollout(partition, parts["rollout"])
+    if "fresh" in parts:
+      seen |= fresh(partition)
+    found |= {f"{name}/{key}": value for key, value in seen.items()}
+  np.savez(out, **found)
+
+
+if __name__ == "__main__":
+  main(*sys.argv[1:])

@@ -1,0 +1,189 @@
+"""Chunked scores against full logits, against the sampler, and in memory."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from r1jax import prng
+from r1jax.data import packing
+from r1jax.models import transformer
+from r1jax.sampling import logits
+from r1jax.training import logprobs
+from r1jax.types import TokenRows
+from tests import tiny
+
+C = tiny.config()
+
+
+def packed_rows(seed=0, row_length=11, c=C):
+  """Two rows of several sequences each, prompts of several lengths."""
+  rng = np.random.default_rng(seed)
+  lengths = [7, 3, 1, 5, 4]
+  sequences = [rng.integers(0, c.vocab, n) for n in lengths]
+  return packing.pack(sequences, [2, 1, 0, 3, 0], row_length=row_length).rows
+
+
+def plain_scores(params, rows, temperature):
+  """(log-probs, entropies) from logits of the whole batch at once."""
+  hidden_BLD, _ = transformer.forward(
+    C, params, rows.tokens_BL, rows.positions_BL, segments_BL=rows.segments_BL
+  )
+  logits_BLV = transformer.unembed(params, hidden_BLD) / temperature
+  logp_BLV = jax.nn.log_softmax(logits_BLV[:, :-1])
+  next_BL1 = jnp.asarray(rows.tokens_BL)[:, 1:, None]
+  logp_BL = jnp.take_along_axis(logp_BLV, next_BL1, -1)[..., 0]
+  entropy_BL = -(jnp.exp(logp_BLV) * logp_BLV).sum(-1)
+  inside_BL = rows.mask_BL[:, 1:] > 0
+  pad = ((0, 0), (1, 0))
+  return tuple(
+    jnp.pad(jnp.where(inside_BL, x, 0.0), pad) for x in (logp_BL, entropy_BL)
+  )
+
+
+TEMPERATURE = 0.7
+WEIGHTS = np.random.default_rng(3).normal(size=(2, 11)).astype(np.float32)
+
+
+@functools.cache
+def compiled(chunk):
+  """params, rows -> ((loss, scores), gradient); chunk None is the plain form."""
+
+  def loss(params, rows):
+    if chunk is None:
+      logp_BL, entropy_BL = plain_scores(params, rows, TEMPERATURE)
+      scores = logprobs.TokenScores(logp_BL, entropy_BL, logp_BL)
+    else:
+      scores = logprobs.token_logprobs(
+        C, params, rows, temperature=TEMPERATURE, chunk=chunk
+      )
+    return (WEIGHTS * scores.logp_BL).sum(), scores
+
+  return jax.jit(jax.value_and_grad(loss, has_aux=True))
+
+
+@pytest.mark.parametrize("chunk", [8, 1], ids=["remainder", "a_column"])
+def test_against_full_logits(chunk):
+  """Values, entropy and gradient; 11 columns make 4 + 4 + 3 where chunks hold 8."""
+  rows = packed_rows()
+  assert rows.tokens_BL.shape == WEIGHTS.shape
+  params = tiny.params(C)
+  (loss, scores), gradient = compiled(chunk)(params, rows)
+  (want_loss, want), want_gradient = compiled(None)(params, rows)
+  np.testing.assert_allclose(loss, want_loss, rtol=1e-5)
+  np.testing.assert_allclose(scores.logp_BL, want.logp_BL, atol=1e-5)
+  np.testing.assert_allclose(scores.entropy_BL, want.entropy_BL, atol=1e-5)
+  np.testing.assert_array_equal(scores.shaped_logp_BL, scores.logp_BL)
+  outside = np.asarray(rows.mask_BL) == 0
+  for leaf in (scores.logp_BL, scores.entropy_BL, scores.shaped_logp_BL):
+    assert leaf.dtype == jnp.float32
+    assert not np.asarray(leaf)[outside].any()
+    assert np.asarray(leaf)[~outside].all()
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=2e-5),
+    gradient,
+    want_gradient,
+  )
+
+
+def test_entropy_and_shaped_scores_have_no_gradient():
+  def off_policy(params):
+    scores = logprobs.token_logprobs(
+      C, params, packed_rows(), shape_logits=functools.partial(shape, top_p=0.9)
+    )
+    inside = scores.shaped_logp_BL > -1e9
+    return scores.entropy_BL.sum() + jnp.where(inside, scores.shaped_logp_BL, 0).sum()
+
+  for leaf in jax.tree.leaves(jax.jit(jax.grad(off_policy))(tiny.params(C))):
+    assert not np.asarray(leaf).any()
+
+
+def shape(logits_CV, **settings):
+  controls = logits.controls(logits_CV.shape[0], max_tokens=1, **settings)
+  return logits.log_distribution(logits_CV, controls)
+
+
+SAMPLING = {"temperature": 0.8, "top_p": 0.85}
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["unpacked", "packed"])
+def test_rollout_scores_equal_the_samplers(packed):
+  """R1, R4: teacher-forced log-probs of a rollout, at temperature 0.8 and top-p 0.85,
+  are the sampler's own within 1e-4, in rows of their own and packed; so the truncated
+  mass is not ignored, and the untruncated log-prob is smaller."""
+  rollout = tiny.generator(C, **tiny.REFILL)(
+    tiny.params(C),
+    tiny.prompts(tiny.PROMPTS),
+    logits.controls(12, max_tokens=70, **SAMPLING),
+    prng.at(prng.root(0), "rollout", 1),
+  )
+  rows = range(12)
+  lengths = np.asarray(rollout.length_B)
+  logp = [np.asarray(rollout.logp_BT)[b, : lengths[b]] for b in rows]
+  prompts = [tiny.PROMPTS[b // 3] for b in rows]
+  completions = [np.asarray(rollout.tokens_BT)[b, : lengths[b]] for b in rows]
+  whole = [[*p, *t] for p, t in zip(prompts, completions, strict=True)]
+  skip = [len(p) for p in prompts]
+  pack = packing.pack(whole, skip, row_length=76, packed=packed)
+  assert (len(pack.rows.tokens_BL) < 12) == packed
+  score = jax.jit(
+    functools.partial(
+      logprobs.token_logprobs,
+      C,
+      temperature=SAMPLING["temperature"],
+      shape_logits=functools.partial(shape, **SAMPLING),
+      chunk=100,
+    )
+  )
+  scores = score(tiny.params(C), pack.rows)
+  want_BL = pack.spread(logp, skip=skip)
+  np.testing.assert_array_equal(pack.rows.mask_BL.sum(), lengths.sum())
+  np.testing.assert_allclose(scores.shaped_logp_BL, want_BL, atol=1e-4)
+  assert (np.asarray(scores.logp_BL) <= want_BL + 1e-4).all()
+  assert np.abs(scores.logp_BL - want_BL).max() > 0.1
+
+
+def test_temperature_is_traced():
+  """R20: one program for any temperature; it divides the logits."""
+
+  @jax.jit
+  def score(params, rows, temperature):
+    return logprobs.token_logprobs(C, params, rows, temperature=temperature)
+
+  rows, params = packed_rows(), tiny.params(C)
+  cold, hot = (score(params, rows, np.float32(t)) for t in (0.5, 50.0))
+  assert score._cache_size() == 1
+  inside = np.asarray(rows.mask_BL) > 0
+  assert (np.asarray(cold.entropy_BL)[inside] < np.log(C.vocab) - 0.1).all()
+  np.testing.assert_allclose(hot.entropy_BL[inside], np.log(C.vocab), atol=0.01)
+
+
+@pytest.mark.parametrize("differentiate", [False, True], ids=["score", "gradient"])
+def test_memory_does_not_grow_with_tokens_times_vocabulary(differentiate):
+  """R11: at the same tokens, eight times the vocabulary adds a chunk's worth only."""
+  num_rows, length, chunk = 16, 256, 64
+
+  def peak(vocab):
+    c = dataclasses.replace(C, vocab=vocab, depth=1)
+    ids = jax.ShapeDtypeStruct((num_rows, length), jnp.int32)
+    numbers = jax.ShapeDtypeStruct((num_rows, length), jnp.float32)
+
+    def total(params, rows):
+      scores = logprobs.token_logprobs(
+        c, params, rows, temperature=0.9, remat="full", chunk=chunk
+      )
+      return scores.logp_BL.sum(), scores.entropy_BL
+
+    program = jax.grad(total, has_aux=True) if differentiate else total
+    abstract = transformer.abstract_params(c, jnp.float32)
+    rows = TokenRows(ids, ids, ids, numbers, numbers)
+    compiled = jax.jit(program).lower(abstract, rows).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+  small, large = 512, 4096
+  growth = peak(large) - peak(small)
+  whole = num_rows * length * (large - small) * 4
+  assert growth < whole / 8, f"{growth} of {whole} bytes"
