@@ -64,9 +64,7 @@ class Writer:
       self._wandb = _wandb_run(wandb, self._workdir)
     with _disk(self._workdir):
       self._workdir.mkdir(parents=True, exist_ok=True)
-      path = self._workdir / _FILE
-      _drop_half_line(path)
-      self._file = open(path, "ab", buffering=0)  # noqa: SIM115 closed by close()
+      _drop_half_line(self._workdir / _FILE)
 
   def write(self, step: int, stage: str, metrics: Mapping[str, Any]) -> None:
     """Appends one line; numbers may be Python's, numpy's or jax's scalars.
@@ -88,7 +86,6 @@ class Writer:
     if not self._is_main:
       return
     with _disk(self._workdir):
-      self._file.close()
       for events in (self._tensorboard or {}).values():
         events.close()
     if self._wandb is not None:
@@ -107,7 +104,9 @@ class Writer:
     if clash := sorted(set(_OWN_KEYS) & set(numbers)):
       raise ValueError(f"metrics may not be named {clash}: every line has these")
     with _disk(self._workdir):
-      _append_whole(self._file, (json.dumps(line, allow_nan=False) + "\n").encode())
+      # Opened for each line, since `truncate` puts another file in its place.
+      with open(self._workdir / _FILE, "ab", buffering=0) as file:
+        _append_whole(file, (json.dumps(line, allow_nan=False) + "\n").encode())
       numbers = {name: value for name, value in numbers.items() if value is not None}
       if self._tensorboard is not None:
         if stage not in self._tensorboard:

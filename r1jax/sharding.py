@@ -106,6 +106,23 @@ class Partition:
     return jax.tree.map(one, specs, is_leaf=lambda leaf: isinstance(leaf, ParamSpec))
 
 
+def place(tree: Any, shardings: Any) -> Any:
+  """Arrays on their devices from numpy arrays that every process holds whole.
+
+  Args:
+    shardings: one for all leaves, or a tree of them.
+  """
+  if isinstance(shardings, NamedSharding):
+    shardings = jax.tree.map(lambda _: shardings, tree)
+  return jax.tree.map(
+    lambda leaf, at: jax.make_array_from_callback(
+      leaf.shape, at, lambda index: np.asarray(leaf[index])
+    ),
+    tree,
+    shardings,
+  )
+
+
 def single_device() -> Partition:
   """The training rules on a mesh of one device (tests, notebooks)."""
   device = np.asarray(jax.devices()[:1]).reshape((1,) * len(MESH_AXES))

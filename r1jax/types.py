@@ -138,3 +138,19 @@ class Mean:
   def value(self) -> Array:
     """Total over count; 0 for an empty mean."""
     return self.total / jax.numpy.maximum(self.count, 1)
+
+
+@struct.dataclass
+class Max:
+  """The largest of numbers that are 0 or more."""
+
+  top: Array
+
+  def merge(self, other: "Max") -> "Max":
+    return Max(jax.numpy.maximum(self.top, other.top))
+
+  def value(self) -> Array:
+    return self.top
+
+
+Statistic = Mean | Max

@@ -151,6 +151,10 @@ class PhaseClock:
     finally:
       self._seconds[name] += time.perf_counter() - start
 
+  def seconds(self, name: str) -> float:
+    """Seconds in a phase since the last `take`."""
+    return self._seconds[name]
+
   def take(self) -> dict[str, float]:
     """{"time/<phase>_s": seconds} since the last call; phases of one name add up."""
     seconds, self._seconds = self._seconds, collections.defaultdict(float)

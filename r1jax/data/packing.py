@@ -88,7 +88,7 @@ def pack(
   if lengths and max(lengths) > row_length:
     raise InputError(
       f"a sequence of {max(lengths)} tokens does not fit a row of {row_length}; "
-      "raise config.update.row_length"
+      "raise config.training.row_length"
     )
   row_of = assign(lengths, row_length) if packed else list(range(len(sequences)))
   used = max(row_of, default=-1) + 1
@@ -97,7 +97,7 @@ def pack(
   if used > num_rows:
     raise InputError(
       f"{len(lengths)} sequences of {sum(lengths)} tokens need {used} rows of "
-      f"{row_length} and there are {num_rows}; raise config.update.row_length"
+      f"{row_length} and there are {num_rows}; raise config.training.row_length"
     )
   shape = (num_rows, row_length)
   tokens, positions, segments = (np.zeros(shape, np.int32) for _ in range(3))

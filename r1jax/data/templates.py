@@ -2,7 +2,7 @@
 
 import datetime
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jinja2
@@ -51,6 +51,42 @@ def render(
   if system and name != "chat":
     raise InputError(f"template={name!r} has no system text; use 'chat' or leave it ''")
   return RENDERERS[name](problem, tokenizer, suffix=suffix, system=system)
+
+
+def encode(
+  problems: Iterable[Problem],
+  tokenizer: Tokenizer,
+  *,
+  length: int,
+  template: str,
+  suffix: str = "",
+  system: str = "",
+) -> list[list[int]]:
+  """Token ids of each prompt.
+
+  Args:
+    length: most tokens that a prompt may have.
+    template, suffix, system: as of `render`.
+
+  Raises:
+    InputError: a prompt is longer, or empty.
+  """
+  prompts = []
+  longest = (0, "")
+  for problem in problems:
+    text = render(template, problem, tokenizer, suffix=suffix, system=system)
+    prompts.append(tokenizer.encode(text))
+    if not prompts[-1]:
+      raise InputError(f"the prompt of problem {problem.id!r} has no tokens")
+    longest = max(longest, (len(prompts[-1]), problem.id))
+  if longest[0] > length:
+    too_long = sum(len(prompt) > length for prompt in prompts)
+    raise InputError(
+      f"{too_long} of {len(prompts)} prompts are longer than config.rollout."
+      f"prompt_length={length}; the longest, of problem {longest[1]!r}, has "
+      f"{longest[0]} tokens: raise config.rollout.prompt_length to {longest[0]}"
+    )
+  return prompts
 
 
 def _plain(problem: Problem, tokenizer: Tokenizer, *, suffix: str, system: str) -> str:

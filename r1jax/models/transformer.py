@@ -112,7 +112,7 @@ def forward(
   Returns:
     (hidden_BLD, the cache with the tokens in it or None).
   """
-  one_of(remat, REMAT, key="config.update.remat")
+  one_of(remat, REMAT, key="config.training.remat")
   tokens_BL, positions_BL = jnp.asarray(tokens_BL), jnp.asarray(positions_BL)
   cos_sin = layers.rotary(positions_BL, c.head_dim, c.rope_base)
   # Looked up in slices of the width, every device would gather the rows of all.

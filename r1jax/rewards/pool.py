@@ -82,6 +82,11 @@ class RewardPool:
     self._workers: list[Worker] = []
     self._loaded: set[str] = set()
 
+  @property
+  def names(self) -> list[str]:
+    """The parts that it judges."""
+    return list(self._parts)
+
   def __enter__(self) -> "RewardPool":
     return self
 

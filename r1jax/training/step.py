@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from r1jax.types import Mean, TrainState
+from r1jax.types import Mean, Statistic, TrainState
 
 # (params, microbatch) -> (loss sum, metrics)
-LossFn = Callable[[Any, Any], tuple[jax.Array, dict[str, Mean]]]
+LossFn = Callable[[Any, Any], tuple[jax.Array, dict[str, Statistic]]]
 
 
 def take(tree_MX: Any, index: jax.Array) -> Any:
@@ -29,26 +29,27 @@ def take(tree_MX: Any, index: jax.Array) -> Any:
 
 def gradient(
   loss_fn: LossFn, params: Any, batch_MBL: Any, num_microbatches: jax.Array
-) -> tuple[Any, dict[str, Mean]]:
-  """Sums of gradients (float32) and metrics over the first microbatches.
+) -> tuple[Any, dict[str, Statistic]]:
+  """Sums of gradients (float32) and merged metrics over the first microbatches.
 
   Args:
     batch_MBL: pytree with leaves [M, B, ...].
     num_microbatches: int32 scalar, at most M.
   """
 
-  def one(index: jax.Array) -> tuple[Any, dict[str, Mean]]:
+  def one(index: jax.Array) -> tuple[Any, dict[str, Statistic]]:
     grads, metrics = jax.grad(loss_fn, has_aux=True)(params, take(batch_MBL, index))
     return jax.tree.map(lambda g: g.astype(jnp.float32), grads), metrics
 
   shapes = jax.eval_shape(one, jnp.asarray(0))
   zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-  return jax.lax.fori_loop(
-    0,
-    num_microbatches,
-    lambda index, sums: jax.tree.map(jnp.add, sums, one(index)),
-    zeros,
-  )
+
+  def add(index, sums):
+    (grads, metrics), (more_grads, more) = sums, one(index)
+    merged = {name: metrics[name].merge(more[name]) for name in metrics}
+    return jax.tree.map(jnp.add, grads, more_grads), merged
+
+  return jax.lax.fori_loop(0, num_microbatches, add, zeros)
 
 
 def make_update(

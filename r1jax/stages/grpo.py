@@ -1,0 +1,464 @@
+"""Reinforcement learning by GRPO, from rollout to update.
+
+A step asks Q problems G times each, judges the answers, compares every answer with its
+group, and updates the policy on mini-batches of the rollout. Held-out problems are
+answered before the first step, and every `config.eval.every` steps.
+
+Letters: Q problems, G samples per problem, B = Q * G rows of the rollout; of the update
+M microbatches, B rows in each, L tokens in a row.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from r1jax import metrics, optim, prng, sharding
+from r1jax.data import decontamination, packing, problems, stream, templates
+from r1jax.errors import InputError
+from r1jax.objectives import grpo, reduce
+from r1jax.objectives.advantages import group_advantages
+from r1jax.rewards.combine import choose_parts, combine
+from r1jax.rewards.pool import RewardPool
+from r1jax.sampling import logits
+from r1jax.stages.evaluate import Evaluation
+from r1jax.stages.run import Run, Stage
+from r1jax.stages.rollouts import Sampler, judge, records
+from r1jax.training import state as states
+from r1jax.training import step as steps
+from r1jax.training.logprobs import TokenScores, token_logprobs
+from r1jax.types import Experience, Max, Mean, Problem, Statistic, TokenRows
+
+_CONTROLS = ("temperature", "top_k", "top_p", "min_p")
+_TRUNCATED_WARNING = 0.2
+
+
+def train_grpo(run: Run, name: str, config: Mapping[str, Any]) -> None:
+  """Walks `num_steps` rollouts and their updates; leaves a checkpoint of the last.
+
+  Config: `data` and `eval.sets` (`data.problems.load_problems`), `template`, `init` (a
+  stage, or "" for `config.model`), `num_steps`, `rollout`, `reward`, `advantage`,
+  `truncated`, `loss`, `reference`, `optim` and `training`; `configs/` explains them.
+  """
+  root = prng.root(run.seed)
+  rollout_config, loss_config = config["rollout"], config["loss"]
+  template = config["template"]
+  if not rollout_config["temperature"] > 0:
+    raise InputError(
+      f"config.rollout.temperature={rollout_config['temperature']}: must be above 0; "
+      "equal answers teach nothing"
+    )
+  train_set, eval_sets = load(run, name, config)
+  prompt_ids = dict(
+    zip(
+      [problem.id for problem in train_set],
+      templates.encode(
+        train_set, run.tokenizer, length=rollout_config["prompt_length"], **template
+      ),
+      strict=True,
+    )
+  )
+  problem_stream = stream.Stream(
+    train_set,
+    batch=rollout_config["prompts"],
+    seed=run.seed,
+    key="config.rollout.prompts",
+  )
+  optimizer, rate = optim.make_optimizer(**config["optim"])
+  shardings = states.state_shardings(run.model, optimizer, run.partition, np.float32)
+  batch_sharding = run.partition.sharding(None, "batch")
+  has_reference = loss_config["kl_coef"] != 0
+  sampler = Sampler(
+    run,
+    prompts=rollout_config["prompts"],
+    samples=rollout_config["group_size"],
+    prompt_length=rollout_config["prompt_length"],
+    max_tokens=rollout_config["max_tokens"],
+    slots=rollout_config["slots"],
+    controls={key: rollout_config[key] for key in _CONTROLS},
+  )
+  score = steps.make_score(
+    functools.partial(score_rows, run, config), shardings.params, batch_sharding
+  )
+  update = steps.make_update(
+    functools.partial(loss, run, config), optimizer, shardings, batch_sharding
+  )
+  copy = jax.jit(
+    lambda params: jax.tree.map(jnp.copy, params), out_shardings=shardings.params
+  )
+  abstract = states.abstract_state(run.model, optimizer, run.partition, np.float32)
+  held = {"train": abstract} | ({"ref": abstract.params} if has_reference else {})
+
+  with (
+    reward_pool(config["reward"]) as pool,
+    Stage(run, name, num_steps=config["num_steps"]) as stage,
+  ):
+    state = stage.take_up(held)
+    if state is None:
+      params = run.params_of(config["init"])
+      state = {"train": states.state_of(params, run.model, optimizer, run.partition)}
+      if has_reference:
+        state["ref"] = copy(params)
+    train, ref_params = state["train"], state.get("ref")
+    pool.warm(train_set)
+    evaluation = None
+    if eval_sets:
+      evaluation = Evaluation(
+        run,
+        name,
+        eval_sets,
+        template=template,
+        pool=pool,
+        weights=config["reward"]["weights"],
+        prompt_length=rollout_config["prompt_length"],
+        **{k: v for k, v in config["eval"].items() if k not in ("every", "sets")},
+      )
+      if stage.first_step == 1:
+        params = train.params
+        stage.evaluation(0, functools.partial(evaluation, params, 0))
+
+    for step in range(stage.first_step, config["num_steps"] + 1):
+      asked = problem_stream.at(step - 1)
+      prompts = [prompt_ids[problem.id] for problem in asked]
+      with run.clock("rollout"):
+        weights = sampler.weights(train.params)
+        key = prng.at(root, f"{name}/rollout", step)
+        rollout = sampler(weights, prompts, asked, key)
+        completions = sampler.completions(rollout)
+        texts = sampler.texts(completions)
+      tokens_per_s = rollout.counts["decode_tokens"] / run.clock.seconds("rollout")
+
+      with run.clock("reward"):
+        parts_QG, judged = judge(pool, texts, asked)
+        reward_QG = combine(
+          parts_QG, config["reward"]["weights"], normalise=config["reward"]["normalise"]
+        )
+        cut_QG = (~rollout.stopped_B).reshape(reward_QG.shape)
+        shaped_QG, trained_QG = reduce.apply_truncated(
+          reward_QG,
+          cut_QG,
+          truncated=config["truncated"]["kind"],
+          penalty=config["truncated"]["penalty"],
+        )
+        advantage_QG = group_advantages(shaped_QG, **config["advantage"])
+
+      with run.clock("pack"):
+        batches = minibatches(
+          run,
+          config,
+          order=shuffled(run, name, step, len(texts)),
+          prompts=[ids for ids in prompts for _ in range(len(texts) // len(prompts))],
+          completions=completions,
+          logp=[rollout.logp_BT[row, :n] for row, n in enumerate(rollout.length_B)],
+          advantage=advantage_QG.reshape(-1),
+          trained=trained_QG.reshape(-1),
+        )
+        padding = np.mean([batch.waste for batch in batches])
+      with run.clock("score"):
+        seen: dict[str, Statistic] = {}
+        for batch in batches:
+          rows = batch.experience = sharding.place(batch.experience, batch_sharding)
+          if len(batches) > 1:
+            scores = score(train.params, rows.rows, batch.count)
+            batch.experience = rows.replace(logp_old_BL=scores.logp_BL)
+            merge(seen, gap(scores, rows))
+          if has_reference:
+            scores = score(ref_params, rows.rows, batch.count)
+            batch.experience = batch.experience.replace(logp_ref_BL=scores.logp_BL)
+        jax.block_until_ready([batch.experience for batch in batches])
+      with run.clock("update"):
+        learning_rate = float(rate(int(train.step)))
+        for batch in batches:
+          train, more = update(
+            train, batch.experience, batch.count, batch.denominator
+          )
+          merge(seen, more)
+
+      refresh_every = config["reference"]["refresh_every"]
+      if has_reference and refresh_every and step % refresh_every == 0:
+        ref_params = copy(train.params)
+
+      lines = records(
+        run,
+        step=step,
+        stage=name,
+        problems=asked,
+        prompts=prompts,
+        texts=texts,
+        rollout=rollout,
+        parts_QG=parts_QG,
+        total_QG=reward_QG,
+        advantage_QG=advantage_QG,
+      )
+      if run.is_main:
+        metrics.write_samples(run.workdir, name, "train", step, lines)
+      stage.sample(step, lines[0])
+      warn_truncated(step, cut_QG.mean())
+      state = {"train": train} | ({"ref": ref_params} if has_reference else {})
+      due = step % config["eval"]["every"] == 0 or step == config["num_steps"]
+      stage.end_step(
+        step,
+        {
+          "reward/total": reward_QG.mean(),
+          **{f"reward/{part}": value.mean() for part, value in parts_QG.items()},
+          **{f"reward/{what}": judged[what] for what in ("timeouts", "crashes", "errors")},
+          "rollout/length_mean": rollout.length_B.mean(),
+          "rollout/truncated": cut_QG.mean(),
+          "rollout/tokens_per_s": tokens_per_s,
+          "rollout/idle_slot_steps": rollout.counts["idle_slot_steps"],
+          "rollout/prefill_tokens": rollout.counts["prefill_tokens"],
+          "rollout/weights_checksum": rollout.weights_checksum,
+          **group_metrics(parts_QG["accuracy"]),
+          **{key: value.value() for key, value in seen.items()},
+          "optim/lr": learning_rate,
+          "data/epoch": problem_stream.epoch(step),
+          "pack/waste": padding,
+        },
+        state,
+        evaluate=functools.partial(evaluation, train.params, step)
+        if evaluation is not None and due
+        else None,
+      )
+
+
+def load(
+  run: Run, name: str, config: Mapping[str, Any]
+) -> tuple[Sequence[Problem], dict[str, Sequence[Problem]]]:
+  """Problems to train on, and sets to evaluate on that share none of their text."""
+  eval_sets = {
+    key: problems.load_problems(**value) for key, value in config["eval"]["sets"].items()
+  }
+  train_set = problems.load_problems(**config["data"])
+  said = [f"{name}: {train_set.name} {_counts(train_set.counts)}"]
+  said += [f"{key} {_counts(value.counts)}" for key, value in eval_sets.items()]
+  kept: Sequence[Problem] = train_set
+  if config["decontaminate"]:
+    held_out = [problem for one in eval_sets.values() for problem in one]
+    kept, found = decontamination.decontaminate(
+      train_set, held_out, n=config["decontaminate"]
+    )
+    said.append(f"decontamination dropped {found.count}")
+    if not kept:
+      raise InputError(
+        f"all {len(train_set)} problems share {config['decontaminate']} words with an "
+        f"evaluation set, for instance {found.examples[0]}; look at config.data, or "
+        "raise config.decontaminate (0 is off)"
+      )
+  run.console.print("; ".join(said), markup=False, highlight=False)
+  return kept, eval_sets
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+  lost = [f"{key.replace('_', ' ')} {n}" for key, n in counts.items() if n]
+  return f"({', '.join(lost)})"
+
+
+def reward_pool(config: Mapping[str, Any]) -> RewardPool:
+  """Judges the parts with a weight, and those that every evaluation shows."""
+  names = dict.fromkeys([*config["weights"], "accuracy", "format"])
+  limits = ("num_workers", "timeout_s", "batch_timeout_s", "memory_limit_mb")
+  return RewardPool(
+    choose_parts(names, target_language=config["language"]),
+    **{key: config[key] for key in limits},
+  )
+
+
+@dataclasses.dataclass
+class Minibatch:
+  """What one update sees.
+
+  Attributes:
+    experience: leaves [M, B, L].
+    count: microbatches that hold anything.
+    denominator: what the sum of the loss is divided by, over all microbatches.
+    waste: share of padding in rows that hold anything.
+  """
+
+  experience: Experience
+  count: int
+  denominator: float
+  waste: float
+
+
+def shuffled(run: Run, name: str, step: int, rows: int) -> np.ndarray:
+  """The order in which rows of a rollout are dealt to mini-batches."""
+  seed = prng.host_seed(run.seed, f"{name}/shuffle", step)
+  return np.random.default_rng(seed).permutation(rows)
+
+
+def minibatches(
+  run: Run,
+  config: Mapping[str, Any],
+  *,
+  order: np.ndarray,
+  prompts: Sequence[Sequence[int]],
+  completions: Sequence[Sequence[int]],
+  logp: Sequence[np.ndarray],
+  advantage: np.ndarray,
+  trained: np.ndarray,
+) -> list[Minibatch]:
+  """Packs a rollout into `config.training.minibatches` parts of equally many answers.
+
+  There is room for answers of full length, so that the shapes never change.
+
+  Args:
+    order: permutation of the rows; every other sequence has an entry for each row.
+    trained: 0 on answers that no token may be trained on.
+  """
+  training, rollout = config["training"], config["rollout"]
+  rows, row_length = training["rows"], training["row_length"]
+  parts = training["minibatches"]
+  longest = rollout["prompt_length"] + rollout["max_tokens"]
+  shards = run.partition.size("batch")
+  if parts < 1 or len(order) % parts:
+    raise InputError(
+      f"config.training.minibatches={parts} does not divide the {len(order)} answers of "
+      "a rollout (config.rollout.prompts times config.rollout.group_size)"
+    )
+  if row_length < longest:
+    raise InputError(
+      f"config.training.row_length={row_length} is shorter than a prompt and its answer "
+      f"may be: config.rollout.prompt_length + max_tokens = {longest}; raise it"
+    )
+  if rows < 1 or rows % shards:
+    raise InputError(
+      f"config.training.rows={rows} does not split over {shards} devices; a multiple of "
+      f"{shards} is needed"
+    )
+  # Every row but one holds this many at least, whatever the lengths.
+  fits = row_length // longest
+  most = -(-len(order) // parts // fits)
+  places = -(-most // rows)
+  made = []
+  for own in order.reshape(parts, -1):
+    skip = [len(prompts[row]) for row in own]
+    sequences = [[*prompts[row], *completions[row]] for row in own]
+    pack = packing.pack(
+      sequences,
+      [
+        lead if trained[row] else len(sequence)
+        for row, lead, sequence in zip(own, skip, sequences, strict=True)
+      ],
+      row_length=row_length,
+      num_rows=places * rows,
+    )
+    spread = functools.partial(pack.spread, skip=skip)
+    experience = Experience(
+      rows=pack.rows,
+      advantage_BL=spread(
+        [np.full(len(completions[row]), advantage[row], np.float32) for row in own]
+      ),
+      logp_behaviour_BL=spread([logp[row] for row in own]),
+    )
+    used = 1 + max(row for row, _ in pack.place)
+    _, denominator = reduce.token_weights(
+      pack.rows.mask_BL,
+      pack.rows.length_BL,
+      reduction=config["loss"]["reduction"],
+      length_constant=config["loss"]["length_constant"],
+    )
+    made.append(
+      Minibatch(
+        jax.tree.map(
+          lambda leaf: leaf.reshape(places, rows, row_length), experience
+        ),
+        count=-(-used // rows),
+        denominator=float(denominator),
+        waste=pack.waste,
+      )
+    )
+  return made
+
+
+def score_rows(
+  run: Run, config: Mapping[str, Any], params: Any, rows: TokenRows
+) -> TokenScores:
+  """Log-probs of a microbatch at the sampling temperature."""
+  sampling = {key: config["rollout"][key] for key in _CONTROLS}
+  truncates = sampling["top_k"] > 0 or sampling["top_p"] < 1 or sampling["min_p"] > 0
+
+  def shape(logits_CV: jax.Array) -> jax.Array:
+    controls_C = logits.controls(len(logits_CV), max_tokens=1, **sampling)
+    return logits.log_distribution(logits_CV, controls_C)
+
+  return token_logprobs(
+    run.model,
+    run.cast(params),
+    rows,
+    temperature=sampling["temperature"],
+    shape_logits=shape if truncates else None,
+    remat=config["training"]["remat"],
+    constrain=run.partition.constrain,
+  )
+
+
+def loss(
+  run: Run, config: Mapping[str, Any], params: Any, experience: Experience
+) -> tuple[jax.Array, dict[str, Statistic]]:
+  """(sum of the loss, metrics) of a microbatch.
+
+  Without old log-probs the weights are those that the rollout is credited to: the
+  ratio is 1, and its gradient that of the log-prob.
+  """
+  rows = experience.rows
+  scores = score_rows(run, config, params, rows)
+  seen = {}
+  logp_old_BL = experience.logp_old_BL
+  if logp_old_BL is None:
+    logp_old_BL = jax.lax.stop_gradient(scores.logp_BL)
+    seen |= gap(scores, experience)
+  total, _, more = grpo.grpo(
+    scores.logp_BL,
+    logp_old_BL,
+    experience.logp_ref_BL,
+    experience.advantage_BL,
+    rows.mask_BL,
+    rows.length_BL,
+    **config["loss"],
+  )
+  entropy = Mean((scores.entropy_BL * rows.mask_BL).sum(), rows.mask_BL.sum())
+  return total, seen | more | {"policy/entropy": entropy}
+
+
+def gap(scores: TokenScores, experience: Experience) -> dict[str, Statistic]:
+  """How far the trainer's log-probs are from the sampler's, for the same weights."""
+  mask = experience.rows.mask_BL
+  # A truncated token may have no mass here at all; then the sampler's edge differs.
+  apart = jnp.abs(scores.shaped_logp_BL - experience.logp_behaviour_BL) * mask
+  apart = jax.lax.stop_gradient(apart)
+  d = jax.lax.stop_gradient(scores.shaped_logp_BL - experience.logp_behaviour_BL) * mask
+  return {
+    "policy/logp_gap_mean": Mean(apart.sum(), mask.sum()),
+    "policy/logp_gap_max": Max(apart.max()),
+    "policy/logp_gap_k3": Mean((jnp.expm1(d) - d).sum(), mask.sum()),
+  }
+
+
+def merge(seen: dict[str, Statistic], more: Mapping[str, Statistic]) -> None:
+  for key, value in jax.device_get(dict(more)).items():
+    seen[key] = seen[key].merge(value) if key in seen else value
+
+
+def group_metrics(accuracy_QG: np.ndarray) -> dict[str, float]:
+  """Shares of groups without a signal in their accuracy."""
+  return {
+    "group/solved_all": float((accuracy_QG.min(axis=1) >= 1).mean()),
+    "group/solved_none": float((accuracy_QG.max(axis=1) <= 0).mean()),
+  }
+
+
+def warn_truncated(step: int, share: float) -> None:
+  if share > _TRUNCATED_WARNING:
+    logging.log_first_n(
+      logging.WARNING,
+      "%.0f %% of the answers of step %d were cut off at config.rollout.max_tokens; "
+      "raise it, or look at config.truncated",
+      3,
+      100 * share,
+      step,
+    )

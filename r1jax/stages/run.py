@@ -1,0 +1,296 @@
+"""One start of the command, and what all stages do alike.
+
+A stage takes up its last checkpoint, walks its steps, and after each of them writes
+metrics, saves when that is due and stops if it has been asked to.
+"""
+
+import contextlib
+import dataclasses
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from rich.console import Console
+
+from r1jax import metrics, trees
+from r1jax.checkpoints import Checkpoints, write_json
+from r1jax.data.tokenizer import Tokenizer
+from r1jax.errors import InputError, one_of
+from r1jax.models import transformer
+from r1jax.models.config import ModelConfig
+from r1jax.sharding import Partition
+from r1jax.terminal import Progress
+from r1jax.watchdog import PhaseClock, Watchdog
+
+ON_CHANGE = ("error", "rerun")
+
+
+class Stopped(Exception):
+  """The run has been asked to stop, and did so with everything saved."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """What the command hands to every stage.
+
+  Attributes:
+    stages: names of all stages, in order.
+    seed: of every draw.
+    compute_dtype: of activations, and of the weights that make them.
+    model_params: makes the parameters that `config.model` stands for.
+    checkpoint: settings of `Checkpoints`, and `step` and `skip_damaged` of `restore`.
+    on_change: what happens to a stage whose settings are not those it was run with.
+    sample_every: steps between two samples on the terminal; 0 shows none.
+    stop_asked: whether this process has been asked to stop.
+  """
+
+  workdir: Path
+  stages: tuple[str, ...]
+  seed: int
+  model: ModelConfig
+  tokenizer: Tokenizer
+  partition: Partition
+  compute_dtype: Any
+  model_params: Callable[[], Any]
+  writer: metrics.Writer
+  clock: PhaseClock
+  watchdog: Watchdog
+  console: Console
+  checkpoint: Mapping[str, Any]
+  on_change: str
+  sample_every: int
+  stop_asked: Callable[[], bool]
+
+  @property
+  def is_main(self) -> bool:
+    return jax.process_index() == 0
+
+  def folder(self, stage: str) -> Path:
+    return self.workdir / "checkpoints" / stage
+
+  def cast(self, params: Any) -> Any:
+    """Parameters as the forward pass takes them; gradients keep the stored dtype."""
+    return jax.tree.map(lambda leaf: leaf.astype(self.compute_dtype), params)
+
+  def params_of(self, stage: str) -> Any:
+    """What a finished stage made, or what `config.model` stands for if "" is named."""
+    if not stage:
+      return self.model_params()
+    shardings = self.partition.of_specs(transformer.param_specs(self.model))
+    abstract = transformer.abstract_params(self.model, jnp.float32, shardings)
+    with Checkpoints(self.folder(stage)) as checkpoints:
+      restored, _, _ = checkpoints.restore(
+        {"train": {"params": abstract}}, partial=True
+      )
+    return restored["train"]["params"]
+
+
+def is_done(run: Run, stage: str, settings: Mapping[str, Any]) -> bool:
+  """Whether a stage has been run to its end with these settings.
+
+  A stage that was run with others is an error, or with `run.on_change` "rerun" loses
+  its checkpoints and samples, so that it starts again.
+
+  Args:
+    settings: JSON-like, all that the result of the stage depends on.
+  """
+  one_of(run.on_change, ON_CHANGE, key="config.on_change")
+  folder = run.folder(stage)
+  path = folder / "settings.json"
+  steps = Checkpoints(folder).steps()
+  settings = json.loads(json.dumps(settings))
+  if steps and path.exists():
+    made_with = json.loads(path.read_text())
+    changed = differences(made_with, settings)
+    if changed and run.on_change == "error":
+      more = f"; and {len(changed) - 4} more" if len(changed) > 4 else ""
+      raise InputError(
+        f"--workdir={run.workdir} holds stage {stage!r} of another config: "
+        f"{'; '.join(changed[:4])}{more}. Choose another --workdir, set it back, or "
+        f"give --config.on_change=rerun to run {stage!r} and what follows from it again"
+      )
+    if not changed:
+      return steps[-1] >= settings["num_steps"]
+    run.console.print(f"{stage}: runs again, since {'; '.join(changed)}", markup=False)
+  _sync("r1jax:settings")
+  if run.is_main:
+    if steps:
+      for old in (folder, run.workdir / "samples" / stage):
+        shutil.rmtree(old, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(path, settings)
+  _sync("r1jax:settings written")
+  return False
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+  """A clause for each setting that differs, by its path.
+
+  More steps are no difference where the learning rate does not depend on their number:
+  the run is the same as far as it went.
+  """
+  flat = [dict(_leaves(settings)) for settings in (before, now)]
+  extends = (
+    flat[1].get("optim.schedule") == "constant"
+    and flat[1]["num_steps"] >= flat[0].get("num_steps", 0)
+  )
+  return [
+    f"{key} was {flat[0].get(key)!r} and is now {flat[1].get(key)!r}"
+    for key in sorted(flat[0].keys() | flat[1].keys())
+    if flat[0].get(key) != flat[1].get(key) and not (extends and key == "num_steps")
+  ]
+
+
+def _leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+  for key, value in settings.items():
+    if isinstance(value, Mapping):
+      yield from _leaves(value, f"{prefix}{key}.")
+    else:
+      yield f"{prefix}{key}", value
+
+
+class Stage:
+  """A stage on its way: checkpoints, metrics, progress, the end of each step.
+
+  Use it as a context manager. `first_step` is known once `take_up` has been called.
+  """
+
+  def __init__(self, run: Run, name: str, *, num_steps: int):
+    if num_steps < 1:
+      raise InputError(f"config.num_steps={num_steps}: must be 1 or more")
+    self._run = run
+    self._name = name
+    self._num_steps = num_steps
+    self._restoring = {
+      key: run.checkpoint[key]
+      for key in ("step", "skip_damaged")
+      if run.checkpoint.get(key) is not None
+    }
+    self._checkpoints = Checkpoints(
+      run.folder(name),
+      **{k: v for k, v in run.checkpoint.items() if k not in ("step", "skip_damaged")},
+    )
+    self._progress = Progress(name, num_steps, console=run.console)
+    self._compilations = Compilations()
+    self.first_step = 1
+
+  def __enter__(self) -> "Stage":
+    self._open = contextlib.ExitStack()
+    self._open.enter_context(self._compilations)
+    self._open.enter_context(self._checkpoints)
+    self._open.enter_context(self._progress)
+    return self
+
+  def __exit__(self, *reason: object) -> None:
+    self._open.__exit__(*reason)
+
+  def take_up(self, abstract: Any) -> Any | None:
+    """The state of the last checkpoint, or None where there is none."""
+    state, step = None, -1
+    if self._checkpoints.steps():
+      state, _, step = self._checkpoints.restore(abstract, **self._restoring)
+      self._run.console.print(f"{self._name}: goes on from step {step}")
+    self.first_step = max(step, 0) + 1
+    self._began = time.perf_counter()
+    if self._run.is_main:
+      later = self._run.stages[self._run.stages.index(self._name) + 1 :]
+      metrics.truncate(self._run.workdir, self._name, step, later)
+    return state
+
+  def end_step(
+    self,
+    step: int,
+    seen: Mapping[str, Any],
+    state: Any,
+    *,
+    evaluate: Callable[[], Mapping[str, Any]] | None = None,
+  ) -> None:
+    """Writes the line of a step, evaluates, saves if that is due, stops if asked to.
+
+    Lines come before the save, so that a run which goes on from it has them all.
+
+    Args:
+      seen: the metrics of the step.
+      state: what a checkpoint of this step holds.
+      evaluate: where it is due, what `evaluation` is given.
+
+    Raises:
+      Stopped: the run was asked to stop; the step is saved.
+    """
+    run = self._run
+    last = step == self._num_steps
+    stop = anywhere(run.stop_asked())
+    seen = {
+      **seen,
+      **run.clock.take(),
+      "time/step_s": time.perf_counter() - self._began,
+      "compile/count": self._compilations.count,
+    }
+    run.writer.write(step, self._name, seen)
+    self._progress.step(step, seen)
+    run.watchdog.beat(step)
+    if evaluate is not None:
+      self.evaluation(step, evaluate)
+    self._began = time.perf_counter()
+    with run.clock("save"):
+      self._checkpoints.save(step, state, {}, force=last or stop)
+      if last or stop:
+        self._checkpoints.wait()
+    if stop and not last:
+      raise Stopped(f"{self._name}: stopped after step {step}, which is saved")
+
+  def evaluation(self, step: int, evaluate: Callable[[], Mapping[str, Any]]) -> None:
+    """Writes the line of an evaluation, with the seconds that it took."""
+    run = self._run
+    run.clock.take()
+    with run.clock("eval"):
+      seen = evaluate()
+    run.writer.write(step, self._name, {**seen, **run.clock.take()})
+    self._progress.evaluation(step, seen)
+    self._began = time.perf_counter()
+
+  def sample(self, step: int, record: Mapping[str, Any]) -> None:
+    """Shows a rollout on the terminal, every so many steps."""
+    every = self._run.sample_every
+    if every and step % every == 0:
+      self._progress.sample(record)
+
+
+class Compilations:
+  """Counts the programs that XLA compiles while it is open."""
+
+  _EVENT = "/jax/core/compile/backend_compile_duration"
+
+  def __init__(self):
+    self.count = 0
+
+  def __enter__(self) -> "Compilations":
+    jax.monitoring.register_event_duration_secs_listener(self._seen)
+    return self
+
+  def __exit__(self, *unused: object) -> None:
+    jax.monitoring.unregister_event_duration_listener(self._seen)
+
+  def _seen(self, event: str, duration_s: float, **unused: Any) -> None:
+    del duration_s
+    if event == self._EVENT:
+      self.count += 1
+
+
+def anywhere(flag: bool) -> bool:
+  """Whether the flag is up in any process; all get the same answer."""
+  if jax.process_count() == 1:
+    return flag
+  return bool(multihost_utils.process_allgather(np.asarray(flag)).any())
+
+
+def _sync(name: str) -> None:
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(name)

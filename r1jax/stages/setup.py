@@ -1,0 +1,260 @@
+"""From a config to what its stages need: their settings, a tokenizer, a model.
+
+A config names its stages in order; `config.NAME` holds the settings of the stage NAME.
+Other sections are shared: a stage sees those that it does not have itself.
+"""
+
+import dataclasses
+import functools
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from r1jax import optim, prng, sharding, trees
+from r1jax.data import examples, problems, templates
+from r1jax.data import tokenizer as tokenizers
+from r1jax.errors import InputError, nearest, one_of
+from r1jax.models import transformer, weights
+from r1jax.models.config import ModelConfig
+from r1jax.models.presets import PRESETS
+from r1jax.objectives.advantages import group_advantages
+from r1jax.objectives.grpo import grpo
+from r1jax.sharding import Partition
+from r1jax.stages.grpo import train_grpo
+from r1jax.stages.sft import train_sft
+from r1jax.training import state as states
+
+# Sections that concern the run as a whole; stages do not see them.
+GLOBAL = frozenset(
+  {"seed", "stages", "mesh", "model", "tokenizer", "checkpoint", "log"}
+  | {"on_change", "cpu_devices"}
+)
+# Parts of a stage's settings that change nothing in what it makes.
+FREE = ("eval.every", "eval.batch", "eval.slots", "reward.num_workers")
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+_LINES = 5000  # of a corpus that a vocabulary is trained on
+_VOCAB_MULTIPLE = 64  # so that it splits over devices
+
+
+def keywords(function: Callable, *, without: Sequence[str] = ()) -> dict[str, bool]:
+  """{keyword-only argument: whether it must be given}, and positional `source`."""
+  return {
+    name: parameter.default is parameter.empty
+    for name, parameter in inspect.signature(function).parameters.items()
+    if (parameter.kind is parameter.KEYWORD_ONLY or name == "source")
+    and name not in without
+  }
+
+
+_TEMPLATE = keywords(templates.encode, without=("length",))
+_OPTIM = keywords(optim.make_optimizer)
+# What each section of a stage may hold, and whether it must.
+SECTIONS: dict[str, dict[str, dict[str, bool]]] = {
+  "sft": {
+    "examples": keywords(examples.load_examples),
+    "template": _TEMPLATE,
+    "optim": _OPTIM,
+    "training": dict.fromkeys(("rows", "microbatches", "row_length", "remat"), True),
+  },
+  "grpo": {
+    "data": keywords(problems.load_problems),
+    "eval": dict.fromkeys(
+      ("every", "sets", "max_tokens", "batch", "slots", "samples", "temperature"), True
+    )
+    | {"top_p": False},
+    "template": _TEMPLATE,
+    "rollout": dict.fromkeys(
+      ("prompts", "group_size", "prompt_length", "max_tokens", "slots")
+      + ("temperature", "top_k", "top_p", "min_p"),
+      True,
+    ),
+    "reward": dict.fromkeys(
+      ("weights", "normalise", "language", "num_workers", "timeout_s")
+      + ("batch_timeout_s", "memory_limit_mb"),
+      True,
+    ),
+    "advantage": keywords(group_advantages),
+    "truncated": dict.fromkeys(("kind", "penalty"), True),
+    "loss": keywords(grpo),
+    "reference": {"refresh_every": True},
+    "optim": _OPTIM,
+    "training": dict.fromkeys(("rows", "row_length", "minibatches", "remat"), True),
+  },
+}
+_VALUES = {
+  "sft": ("kind", "init", "num_steps", "train_on"),
+  "grpo": ("kind", "init", "num_steps", "decontaminate"),
+}
+STAGES: dict[str, Callable] = {"sft": train_sft, "grpo": train_grpo}
+
+
+def stage_configs(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+  """{name: settings} of every stage, in order.
+
+  Args:
+    config: the whole config as plain dicts.
+
+  Raises:
+    InputError: a stage without settings, a section or key that is missing or unknown.
+  """
+  names = tuple(config["stages"])
+  if not names or len(set(names)) != len(names):
+    raise InputError(f"config.stages={names}: name each stage once, one at least")
+  for name in names:
+    if not isinstance(config.get(name), Mapping):
+      raise InputError(f"config.stages names {name!r}, and there is no config.{name}")
+  found = {}
+  for place, name in enumerate(names):
+    own = config[name]
+    kind = one_of(own.get("kind", ""), STAGES, key=f"config.{name}.kind")
+    wanted = (*SECTIONS[kind], *_VALUES[kind])
+    shared = {k: v for k, v in config.items() if k in wanted and k not in GLOBAL}
+    settings = shared | own
+    _check(settings, dict.fromkeys(wanted, True), f"config.{name}")
+    for section, fields in SECTIONS[kind].items():
+      where = f"config.{name}.{section}" if section in own else f"config.{section}"
+      _check(settings[section], fields, where)
+    if settings["init"] and settings["init"] not in names[:place]:
+      raise InputError(
+        f"config.{name}.init={settings['init']!r}: must be '' (config.model) or a stage "
+        f"before it ({', '.join(names[:place]) or 'there is none'})"
+      )
+    found[name] = settings
+  return found
+
+
+def _check(section: Mapping[str, Any], fields: Mapping[str, bool], where: str) -> None:
+  if not isinstance(section, Mapping):
+    raise InputError(f"{where}={section!r}: must be a section")
+  for key in section:
+    if key not in fields:
+      raise InputError(f"{where}.{key} is not known{nearest(key, fields)}")
+  missing = [key for key, needed in fields.items() if needed and key not in section]
+  if missing:
+    raise InputError(f"{where}.{missing[0]} is missing")
+
+
+def relocated(error: InputError, name: str, config: Mapping[str, Any]) -> InputError:
+  """The error of a stage, with keys named where the config has them.
+
+  Below the commands a key is `config.optim.eps`; it stands in `config.NAME.optim.eps`
+  where the stage has a section `optim` of its own.
+  """
+  own = config[name]
+  text = re.sub(
+    r"\bconfig\.(\w+)",
+    lambda found: f"config.{name}.{found[1]}" if found[1] in own else found[0],
+    str(error),
+  )
+  return InputError(text)
+
+
+def depends_on(
+  settings: Mapping[str, Any], more: Mapping[str, Any]
+) -> dict[str, Any]:
+  """All that the result of a stage depends on, without `FREE` parts."""
+  kept = {key: value for key, value in settings.items()}
+  for path in FREE:
+    section, key = path.split(".")
+    if section in kept:
+      kept[section] = {k: v for k, v in kept[section].items() if k != key}
+  return kept | dict(more)
+
+
+def make_tokenizer(
+  config: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any]], workdir: Path
+) -> tokenizers.Tokenizer:
+  """The tokenizer of a run: from `config.tokenizer.path`, from the model's own files,
+  or trained on the examples of the first stage and kept in the run directory.
+
+  Raises:
+    InputError: nothing to read or to train on; not the one that the model has.
+  """
+  path, model_path = config["tokenizer"]["path"], config["model"]["path"]
+  if path or model_path:
+    tokenizer = tokenizers.load_tokenizer(path or model_path)
+    if path and model_path:
+      own = tokenizers.load_tokenizer(model_path)
+      if own.fingerprint != tokenizer.fingerprint:
+        raise InputError(
+          f"config.tokenizer.path={path!r} is not the vocabulary of the model in "
+          f"{model_path!r} ({tokenizer.vocab_size} pieces against {own.vocab_size}); "
+          "leave config.tokenizer.path '' to take the model's own"
+        )
+    return tokenizer
+  name, first = next(iter(stages.items()))
+  if first["kind"] != "sft":
+    raise InputError(
+      "config.model.path and config.tokenizer.path are '', and the first stage "
+      f"{name!r} has no examples to train a tokenizer on; set one of the paths"
+    )
+  how = {key: value for key, value in config["tokenizer"].items() if key != "path"}
+  made_from = trees.digest(repr([how, first["examples"]]))
+  kept = workdir / "tokenizer" / f"{made_from}.model"
+  if kept.exists():
+    return tokenizers.load_tokenizer(kept)
+  source = dict(first["examples"])
+  if source.get("size") is not None:
+    source["size"] = min(source["size"], _LINES)
+  lines = [
+    example.problem.prompt + example.completion
+    for example in examples.load_examples(**source)[:_LINES]
+  ]
+  return tokenizers.train_sentencepiece(lines, path=kept, **how)
+
+
+def make_model(
+  config: Mapping[str, Any], tokenizer: tokenizers.Tokenizer, partition: Partition
+) -> tuple[ModelConfig, Callable[[], Any]]:
+  """The shape of the model, and a function that makes its parameters, float32.
+
+  Raises:
+    InputError: an unknown preset or field, no such file, a vocabulary that is too
+      large for the model, dimensions that do not split over the mesh.
+  """
+  section = config["model"]
+  if section["path"]:
+    model = weights.read_config(section["path"])
+    if section["shape"]:
+      raise InputError("config.model.shape is set, but the model's file has a shape")
+  else:
+    preset = PRESETS[one_of(section["preset"], PRESETS, key="config.model.preset")]
+    fields = {field.name for field in dataclasses.fields(ModelConfig)}
+    for key in section["shape"]:
+      one_of(key, fields, key="config.model.shape")
+    vocab = -(-tokenizer.vocab_size // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
+    model = dataclasses.replace(preset, **{"vocab": vocab, **section["shape"]})
+  if tokenizer.vocab_size > model.vocab:
+    raise InputError(
+      f"the tokenizer has {tokenizer.vocab_size} pieces and the model {model.vocab} "
+      "rows for them: it is of another model; look at config.tokenizer.path"
+    )
+  shardings = partition.of_specs(transformer.param_specs(model))
+  if not section["path"]:
+    make = functools.partial(
+      states.init_params, model, prng.root(config["seed"]), partition, jnp.float32
+    )
+    return model, make
+  by_path = trees.flatten(shardings)
+
+  def put(path: str, array: np.ndarray) -> jax.Array:
+    return sharding.place(array, by_path[path])
+
+  def load() -> Any:
+    return weights.load_model(section["path"], dtype=np.float32, put=put)[1]
+
+  return model, load
+
+
+def compute_dtype(name: str) -> Any:
+  """"auto" is float32 on CPU, where bfloat16 is no faster, and bfloat16 elsewhere."""
+  one_of(name, ("auto", *DTYPES), key="config.model.compute_dtype")
+  if name == "auto":
+    name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+  return DTYPES[name]

@@ -1,0 +1,122 @@
+"""Supervised training on worked examples: pre-training on a corpus, or a cold start.
+
+Letters: B rows in a microbatch, L tokens in a row, M microbatches.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from r1jax import optim, sharding
+from r1jax.data import examples, packing, stream, templates
+from r1jax.errors import InputError, one_of
+from r1jax.objectives.sft import cross_entropy
+from r1jax.stages.run import Run, Stage
+from r1jax.training import state as states
+from r1jax.training import step as steps
+from r1jax.training.logprobs import token_logprobs
+from r1jax.types import Mean, TokenRows, TrainState
+
+TRAIN_ON = ("all", "completion")
+
+
+def train_sft(run: Run, name: str, config: Mapping[str, Any]) -> None:
+  """Walks `num_steps` batches of packed rows; leaves a checkpoint of the last.
+
+  Config: `examples` (`data.examples.load_examples`), `template`, `init` (a stage, or ""
+  for `config.model`), `num_steps`, `train_on` ("all" tokens, or those of the
+  "completion"), `optim` (`optim.make_optimizer`), and `training`: `row_length`, `rows`
+  and `microbatches` of a step, `remat`.
+  """
+  training = config["training"]
+  optimizer, rate = optim.make_optimizer(**config["optim"])
+  shardings = states.state_shardings(run.model, optimizer, run.partition, np.float32)
+  batch_sharding = run.partition.sharding(None, "batch")
+
+  with Stage(run, name, num_steps=config["num_steps"]) as stage:
+    abstract = states.abstract_state(run.model, optimizer, run.partition, np.float32)
+    state = stage.take_up({"train": abstract})
+    if state is None:
+      params = run.params_of(config["init"])
+      state = states.state_of(params, run.model, optimizer, run.partition)
+    else:
+      state = state["train"]
+
+    rows, waste = packed(run, config)
+    num_rows = training["rows"] * training["microbatches"]
+    order = stream.Stream(
+      range(len(rows.tokens_BL)),
+      batch=num_rows,
+      seed=run.seed,
+      key="the rows of a step, config.training.rows times config.training.microbatches",
+    )
+    train = steps.make_update(
+      functools.partial(loss, run, remat=training["remat"]),
+      optimizer,
+      shardings,
+      batch_sharding,
+    )
+    for step in range(stage.first_step, config["num_steps"] + 1):
+      with run.clock("data"):
+        batch = take_rows(rows, order.at(step - 1), training["microbatches"])
+        num_tokens = float(batch.mask_BL.sum())
+        batch = sharding.place(batch, batch_sharding)
+      with run.clock("update"):
+        learning_rate = float(rate(step - 1))
+        state, seen = train(state, batch, training["microbatches"], num_tokens)
+        seen = {key: float(value.value()) for key, value in seen.items()}
+      stage.end_step(
+        step,
+        {
+          **seen,
+          "optim/lr": learning_rate,
+          "pack/waste": waste,
+          "update/tokens_per_s": num_tokens / run.clock.seconds("update"),
+        },
+        {"train": state},
+      )
+
+
+def loss(
+  run: Run, params: Any, rows: TokenRows, *, remat: str
+) -> tuple[jax.Array, dict[str, Mean]]:
+  """(sum of the cross-entropy, metrics) of a microbatch."""
+  scores = token_logprobs(
+    run.model, run.cast(params), rows, remat=remat, constrain=run.partition.constrain
+  )
+  total, count = cross_entropy(scores.logp_BL, rows.mask_BL)
+  return total, jax.lax.stop_gradient({"loss/cross_entropy": Mean(total, count)})
+
+
+def packed(run: Run, config: Mapping[str, Any]) -> tuple[TokenRows, float]:
+  """All examples in rows of one length, and the share of padding in them."""
+  one_of(config["train_on"], TRAIN_ON, key="config.train_on")
+  sequences, trained_from = [], []
+  for example in examples.load_examples(**config["examples"]):
+    prompt = templates.render(
+      config["template"]["template"],
+      example.problem,
+      run.tokenizer,
+      **{k: v for k, v in config["template"].items() if k != "template"},
+    )
+    ids = run.tokenizer.encode(prompt)
+    trained_from.append(1 if config["train_on"] == "all" else len(ids))
+    sequences.append(
+      [*ids, *run.tokenizer.encode(example.completion), run.tokenizer.eos_id]
+    )
+  if not sequences:
+    raise InputError("there are no examples; look at config.examples")
+  pack = packing.pack(
+    sequences, trained_from, row_length=config["training"]["row_length"]
+  )
+  return pack.rows, pack.waste
+
+
+def take_rows(rows: TokenRows, index: list[int], microbatches: int) -> TokenRows:
+  """[M, B, L] of the rows of a step."""
+  return jax.tree.map(
+    lambda leaf: leaf[np.asarray(index)].reshape(microbatches, -1, leaf.shape[1]), rows
+  )

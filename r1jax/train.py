@@ -1,0 +1,330 @@
+"""Runs the stages of a config.
+
+    python -m r1jax.train --config=configs/NAME.py --workdir=DIR [--config.key=value ...]
+
+The same command again continues a run that was stopped, at whatever moment. Exit codes:
+0 done, 2 bad input, 130 and 143 stopped by Ctrl-C or SIGTERM with everything saved,
+others failures.
+
+On several hosts every host runs the same command with R1JAX_COORDINATOR in its
+environment: "auto" where the cluster tells jax.distributed its place (TPU pods, SLURM,
+Kubernetes), else HOST:PORT with R1JAX_NUM_PROCESSES and R1JAX_PROCESS_ID.
+"""
+
+import contextlib
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app, flags, logging
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict, config_flags
+from rich.console import Console
+
+from r1jax import __version__, checkpoints, metrics, report, sharding, terminal, trees
+from r1jax.errors import InputError
+from r1jax.models import transformer
+from r1jax.sharding import TRAIN_RULES, Partition
+from r1jax.stages import setup
+from r1jax.stages.run import Run, Stopped, is_done
+from r1jax.watchdog import PhaseClock, Watchdog
+
+_PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy", "ml-collections")
+
+
+class StopSignal:
+  """Remembers the first SIGTERM or Ctrl-C; a second Ctrl-C ends the process at once."""
+
+  def __init__(self):
+    self.number: int | None = None
+
+  def __call__(self) -> bool:
+    return self.number is not None
+
+  def install(self) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+      signal.signal(number, self._seen)
+
+  def _seen(self, number: int, frame: object) -> None:
+    del frame
+    if self.number is not None and number == signal.SIGINT:
+      raise KeyboardInterrupt
+    if self.number is None:
+      print(
+        f"{signal.Signals(number).name}: stops after this step and saves",
+        file=sys.stderr,
+        flush=True,
+      )
+    self.number = number
+
+
+def train(
+  config: ConfigDict,
+  workdir: str,
+  *,
+  config_path: str = "",
+  command: Sequence[str] = (),
+) -> int:
+  """Runs what is left to run of a config in a run directory.
+
+  Args:
+    command: the words that continue the run, for `config.json` and the last lines.
+
+  Returns:
+    The exit code: 0, or 128 + the signal that the run was stopped by.
+
+  Raises:
+    InputError: see `main`.
+  """
+  began = time.monotonic()
+  stop = StopSignal()
+  stop.install()
+  plain = config.to_dict()
+  if plain["cpu_devices"]:
+    jax.config.update("jax_num_cpu_devices", plain["cpu_devices"])
+  _join_processes()
+  is_main = jax.process_index() == 0
+  console = Console(quiet=not is_main, highlight=False)
+  folder = _folder(workdir)
+  stages = setup.stage_configs(plain)
+  partition = Partition(sharding.make_mesh(plain["mesh"]), TRAIN_RULES)
+  tokenizer = setup.make_tokenizer(plain, stages, folder)
+  model, model_params = setup.make_model(plain, tokenizer, partition)
+  _refuse_other_stages(folder, stages)
+  num_params = sum(
+    int(np.prod(spec.shape))
+    for spec in trees.flatten(transformer.param_specs(model)).values()
+  )
+  log = plain["log"]
+
+  with contextlib.ExitStack() as opened:
+    watchdog = opened.enter_context(
+      Watchdog(folder if is_main else None, limit_s=log["watchdog_s"] or None)
+    )
+    writer = opened.enter_context(
+      metrics.Writer(
+        folder,
+        tensorboard=log["tensorboard"],
+        wandb=log["wandb"] or None,
+        is_main=is_main,
+      )
+    )
+    run = Run(
+      workdir=folder,
+      stages=tuple(stages),
+      seed=plain["seed"],
+      model=model,
+      tokenizer=tokenizer,
+      partition=partition,
+      compute_dtype=setup.compute_dtype(plain["model"]["compute_dtype"]),
+      model_params=model_params,
+      writer=writer,
+      clock=PhaseClock(watchdog),
+      watchdog=watchdog,
+      console=console,
+      checkpoint=plain["checkpoint"],
+      on_change=plain["on_change"],
+      sample_every=log["sample_every"],
+      stop_asked=stop,
+    )
+    terminal.print_resolved(
+      config_path=config_path,
+      stages=run.stages,
+      devices=[device.device_kind for device in jax.devices()],
+      mesh=partition.mesh.shape,
+      num_params=num_params,
+      bytes_per_device=_bytes_per_device(run, stages),
+      workdir=folder,
+      console=console,
+    )
+    done = _finished(run, plain, stages)
+    code = 0
+    if is_main:
+      checkpoints.write_json(
+        folder / "config.json",
+        {
+          "config": plain,
+          "command": " ".join(command),
+          "git": _git_commit(),
+          "versions": _versions(),
+          "devices": [str(device) for device in jax.devices()],
+          "mesh": dict(partition.mesh.shape),
+          "num_params": num_params,
+        },
+      )
+    try:
+      for name, settings in stages.items():
+        if done[name]:
+          console.print(f"{name}: done before with these settings, kept", markup=False)
+          continue
+        try:
+          with watchdog.phase(name):
+            setup.STAGES[settings["kind"]](run, name, settings)
+        except InputError as e:
+          raise setup.relocated(e, name, plain) from e
+    except Stopped as e:
+      console.print(f"{e}; the same command continues", markup=False)
+      code = 128 + stop.number
+    with watchdog.phase("report"):
+      page = report.write_report(folder) if is_main else None
+    if jax.process_count() > 1:
+      multihost_utils.sync_global_devices("r1jax:end")
+  terminal.closing(
+    folder,
+    command=command,
+    seconds=time.monotonic() - began,
+    report=page,
+    console=console,
+  )
+  return code
+
+
+def _join_processes() -> None:
+  """Joins the processes of a run on several hosts, if the environment names them."""
+  coordinator = os.environ.get("R1JAX_COORDINATOR", "")
+  if not coordinator or jax.distributed.is_initialized():
+    return
+  if coordinator == "auto":
+    jax.distributed.initialize()
+    return
+  numbers = {}
+  for name in ("R1JAX_NUM_PROCESSES", "R1JAX_PROCESS_ID"):
+    if not os.environ.get(name, "").isdigit():
+      raise InputError(
+        f"{name}={os.environ.get(name, '')!r}: must be a number, since "
+        f"R1JAX_COORDINATOR={coordinator!r} is set"
+      )
+    numbers[name] = int(os.environ[name])
+  jax.distributed.initialize(coordinator, *numbers.values())
+
+
+def _folder(workdir: str) -> Path:
+  """The run directory, made if it is absent."""
+  if "://" in workdir:
+    raise InputError(
+      f"--workdir={workdir}: must be a folder; mount the bucket (gcsfuse, Filestore)"
+    )
+  folder = Path(workdir)
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError as e:
+    raise InputError(f"--workdir={workdir}: {e.strerror}; name another folder") from e
+  return folder
+
+
+def _refuse_other_stages(folder: Path, stages: Mapping[str, Any]) -> None:
+  kept = folder / "checkpoints"
+  others = {path.name for path in kept.iterdir()} if kept.is_dir() else set()
+  if others := sorted(others - set(stages)):
+    raise InputError(
+      f"--workdir={folder} holds a run of another config, with the stages "
+      f"{', '.join(others)}; this one has {', '.join(stages)}: choose another --workdir"
+    )
+
+
+def _finished(
+  run: Run, config: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any]]
+) -> dict[str, bool]:
+  """{stage: whether nothing is left to do}; looks at all before any is run."""
+  done, digests = {}, {"": trees.digest(repr(config["model"]["path"]))}
+  for name, settings in stages.items():
+    all_of_it = setup.depends_on(
+      settings,
+      {
+        "seed": run.seed,
+        "model": vars(run.model) | {"compute_dtype": np.dtype(run.compute_dtype).name},
+        "tokenizer": run.tokenizer.fingerprint,
+        "input": digests[settings["init"]],
+      },
+    )
+    digests[name] = trees.digest(json.dumps(all_of_it, sort_keys=True, default=list))
+    done[name] = is_done(run, name, all_of_it)
+  return done
+
+
+def _bytes_per_device(run: Run, stages: Mapping[str, Mapping[str, Any]]) -> int:
+  """Parameters, two moments and, where a stage has one, the reference."""
+  shardings = run.partition.of_specs(transformer.param_specs(run.model))
+  shapes = trees.flatten(transformer.abstract_params(run.model, np.float32, shardings))
+  one_copy = sum(
+    int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * 4 for leaf in shapes.values()
+  )
+  has_reference = any(
+    settings["kind"] == "grpo" and settings["loss"]["kl_coef"] != 0
+    for settings in stages.values()
+  )
+  return one_copy * (3 + has_reference)
+
+
+def _git_commit() -> str:
+  """The commit of the checkout that runs, "+changes" where files differ from it."""
+  where = Path(__file__).parents[1]
+  try:
+    commit, changes = (
+      subprocess.run(
+        ["git", *words], cwd=where, capture_output=True, text=True, check=True
+      ).stdout.strip()
+      for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "-uno"])
+    )
+  except (OSError, subprocess.CalledProcessError):
+    return ""  # installed without a checkout
+  return commit + ("+changes" if changes else "")
+
+
+def _versions() -> dict[str, str]:
+  found = {name: metadata.version(name) for name in _PACKAGES}
+  return {"python": platform.python_version(), "r1jax": __version__, **found}
+
+
+def _parse_flags(argv: Sequence[str]) -> list[str]:
+  try:
+    rest = flags.FLAGS(argv)
+    if len(rest) > 1:
+      raise InputError(f"{rest[1:]} is not expected; settings are --config.key=value")
+    if flags.FLAGS["config"].value is None:
+      raise InputError("--config=configs/NAME.py is needed")
+    if not flags.FLAGS.workdir:
+      raise InputError("--workdir=DIR is needed: the folder that the run writes to")
+    flags.FLAGS.config.to_dict()  # a file that could not be read says so here
+  except (flags.Error, AttributeError, KeyError, OSError, InputError) as e:
+    _refuse(e)
+  return rest
+
+
+def _refuse(error: Exception) -> None:
+  text = error.args[0] if isinstance(error, KeyError) else str(error)
+  print(f"error: {' '.join(str(text).split())}", file=sys.stderr)
+  sys.exit(2)
+
+
+def main(argv: Sequence[str]) -> None:
+  """Exits with 2 and one line where the input is bad; see the module."""
+  del argv
+  if not flags.FLAGS["verbosity"].present:
+    logging.set_verbosity(logging.WARNING)
+  try:
+    code = train(
+      flags.FLAGS.config,
+      flags.FLAGS.workdir,
+      config_path=flags.FLAGS["config"].config_filename,
+      command=["python", "-m", "r1jax.train", *sys.argv[1:]],
+    )
+  except InputError as e:
+    _refuse(e)
+  sys.exit(code)
+
+
+if __name__ == "__main__":
+  config_flags.DEFINE_config_file("config", lock_config=True)
+  flags.DEFINE_string("workdir", None, "The run directory.")
+  app.run(main, flags_parser=_parse_flags)
