@@ -6,6 +6,8 @@ supplement) stand here where they exist; "R1:" marks them.
 
 from ml_collections import ConfigDict, config_dict
 
+from r1jax.errors import InputError
+
 
 def run() -> ConfigDict:
   """What concerns the run as a whole."""
@@ -181,6 +183,30 @@ def gym_task(task: str, *, split: str, size: int, **task_args) -> ConfigDict:
       "task": task,
       "split": split,
       "size": size,
+      "seed": 0,
       "task_args": ConfigDict(task_args),
     }
   )
+
+
+def worked(
+  task: str, *, size: int, think_share: float = 1.0, **task_args
+) -> ConfigDict:
+  """Worked examples of a task; a share of them in `<think>` tags."""
+  return ConfigDict(
+    {
+      "source": "worked",
+      "task": task,
+      "size": size,
+      "seed": 0,
+      "think_share": think_share,
+      "task_args": ConfigDict(task_args),
+    }
+  )
+
+
+def no_arg(arg: str | None, *, allowed: tuple[str, ...] = ()) -> None:
+  """Refuses what follows a colon in --config=FILE:ARG, but for `allowed`."""
+  if arg is not None and arg not in allowed:
+    known = ", ".join(allowed) or "none"
+    raise InputError(f"--config=FILE:{arg}: no such variant; there are: {known}")

@@ -64,6 +64,7 @@ class Writer:
       self._wandb = _wandb_run(wandb, self._workdir)
     with _disk(self._workdir):
       self._workdir.mkdir(parents=True, exist_ok=True)
+      (self._workdir / _FILE).touch()
       _drop_half_line(self._workdir / _FILE)
 
   def write(self, step: int, stage: str, metrics: Mapping[str, Any]) -> None:
@@ -271,8 +272,6 @@ def _append_whole(file: Any, data: bytes) -> None:
 
 
 def _drop_half_line(path: Path) -> None:
-  if not path.exists():
-    return
   with open(path, "rb+") as f:
     data = f.read()
     f.truncate(data.rfind(b"\n") + 1)

@@ -1,6 +1,6 @@
 """Runs the stages of a config.
 
-    python -m r1jax.train --config=configs/NAME.py --workdir=DIR [--config.key=value ...]
+    python -m r1jax.train --config=configs/NAME.py --workdir=DIR [--config.key=VALUE]
 
 The same command again continues a run that was stopped, at whatever moment. Exit codes:
 0 done, 2 bad input, 130 and 143 stopped by Ctrl-C or SIGTERM with everything saved,

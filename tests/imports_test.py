@@ -12,11 +12,13 @@ ROOT = pathlib.Path(__file__).parents[1]
 ROWS = (
   (
     "free",
-    {"train", "evaluate", "plan", "report", "chat", "export"}
-    | {"charts", "panels", "terminal", "watchdog"},
+    {"train", "evaluate", "plan", "report", "chat", "export"} | {"charts", "panels"},
   ),
-  ("apart", {"stages", "evals"}),
-  ("apart", {"training", "sampling", "checkpoints"}),
+  ("apart", {"stages"}),
+  (
+    "apart",
+    {"training", "sampling", "checkpoints"} | {"evals", "terminal", "watchdog"},
+  ),
   ("apart", {"models", "data", "rewards", "objectives", "optim", "metrics"}),
   ("apart", {"sharding"}),
   ("free", {"types", "prng", "trees", "errors"}),

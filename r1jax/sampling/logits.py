@@ -4,6 +4,7 @@ Letters: S rows, V vocabulary.
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -71,6 +72,30 @@ def log_distribution(logits_SV: jax.Array, controls_S: Controls) -> jax.Array:
   best_S1 = jnp.argmax(logits_SV, axis=-1, keepdims=True)
   one_hot_SV = jnp.arange(logits_SV.shape[-1]) == best_S1
   return jnp.where(greedy_S1, jnp.where(one_hot_SV, 0.0, -jnp.inf), logp_SV)
+
+
+def shaper(
+  *, temperature: float, top_k: int, top_p: float, min_p: float
+) -> Callable[[jax.Array], jax.Array] | None:
+  """Raw logits [C, V] -> log-probs of the distribution drawn from, for a trainer.
+
+  None where nothing is truncated: then it is softmax(logits / temperature).
+  """
+  if top_k <= 0 and top_p >= 1 and min_p <= 0:
+    return None
+
+  def shape(logits_CV: jax.Array) -> jax.Array:
+    same = controls(
+      len(logits_CV),
+      temperature=temperature,
+      top_k=top_k,
+      top_p=top_p,
+      min_p=min_p,
+      max_tokens=1,
+    )
+    return log_distribution(logits_CV, same)
+
+  return shape
 
 
 def _truncate(logp_SV: jax.Array, controls_S: Controls) -> jax.Array:

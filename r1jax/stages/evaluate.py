@@ -11,8 +11,8 @@ from r1jax.data import templates
 from r1jax.evals.intervals import clustered_interval
 from r1jax.rewards.combine import combine
 from r1jax.rewards.pool import RewardPool
-from r1jax.stages.run import Run
 from r1jax.stages.rollouts import Sampler, judge, records
+from r1jax.stages.run import Run
 from r1jax.types import Problem
 
 
@@ -69,7 +69,7 @@ class Evaluation:
     )
 
   def __call__(self, params: Any, step: int) -> dict[str, float]:
-    """`eval/<set>/...` of every set; answers go to samples/<stage>/eval_<set>_<step>."""
+    """`eval/<set>/...` of every set; the answers go to samples/<stage>/."""
     weights = self._sampler.weights(params)
     key = prng.at(prng.root(self._run.seed), "eval", step)
     seen = {}

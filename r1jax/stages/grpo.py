@@ -8,7 +8,6 @@ Letters: Q problems, G samples per problem, B = Q * G rows of the rollout; of th
 M microbatches, B rows in each, L tokens in a row.
 """
 
-import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,20 +18,22 @@ import numpy as np
 from absl import logging
 
 from r1jax import metrics, optim, prng, sharding
-from r1jax.data import decontamination, packing, problems, stream, templates
+from r1jax.data import decontamination, problems, stream, templates
 from r1jax.errors import InputError
-from r1jax.objectives import grpo, reduce
+from r1jax.objectives import reduce
 from r1jax.objectives.advantages import group_advantages
 from r1jax.rewards.combine import choose_parts, combine
 from r1jax.rewards.pool import RewardPool
 from r1jax.sampling import logits
 from r1jax.stages.evaluate import Evaluation
-from r1jax.stages.run import Run, Stage
 from r1jax.stages.rollouts import Sampler, judge, records
+from r1jax.stages.run import Run, Stage
 from r1jax.training import state as states
 from r1jax.training import step as steps
 from r1jax.training.logprobs import TokenScores, token_logprobs
-from r1jax.types import Experience, Max, Mean, Problem, Statistic, TokenRows
+from r1jax.training.minibatches import minibatches
+from r1jax.training.policy import gap, policy_loss
+from r1jax.types import Experience, Problem, Statistic, TokenRows
 
 _CONTROLS = ("temperature", "top_k", "top_p", "min_p")
 _TRUNCATED_WARNING = 0.2
@@ -47,6 +48,7 @@ def train_grpo(run: Run, name: str, config: Mapping[str, Any]) -> None:
   """
   root = prng.root(run.seed)
   rollout_config, loss_config = config["rollout"], config["loss"]
+  training = config["training"]
   template = config["template"]
   if not rollout_config["temperature"] > 0:
     raise InputError(
@@ -149,14 +151,19 @@ def train_grpo(run: Run, name: str, config: Mapping[str, Any]) -> None:
 
       with run.clock("pack"):
         batches = minibatches(
-          run,
-          config,
           order=shuffled(run, name, step, len(texts)),
           prompts=[ids for ids in prompts for _ in range(len(texts) // len(prompts))],
           completions=completions,
           logp=[rollout.logp_BT[row, :n] for row, n in enumerate(rollout.length_B)],
           advantage=advantage_QG.reshape(-1),
           trained=trained_QG.reshape(-1),
+          parts=training["minibatches"],
+          rows=training["rows"],
+          row_length=training["row_length"],
+          longest=rollout_config["prompt_length"] + rollout_config["max_tokens"],
+          shards=run.partition.size("batch"),
+          reduction=loss_config["reduction"],
+          length_constant=loss_config["length_constant"],
         )
         padding = np.mean([batch.waste for batch in batches])
       with run.clock("score"):
@@ -174,9 +181,7 @@ def train_grpo(run: Run, name: str, config: Mapping[str, Any]) -> None:
       with run.clock("update"):
         learning_rate = float(rate(int(train.step)))
         for batch in batches:
-          train, more = update(
-            train, batch.experience, batch.count, batch.denominator
-          )
+          train, more = update(train, batch.experience, batch.count, batch.denominator)
           merge(seen, more)
 
       refresh_every = config["reference"]["refresh_every"]
@@ -206,7 +211,9 @@ def train_grpo(run: Run, name: str, config: Mapping[str, Any]) -> None:
         {
           "reward/total": reward_QG.mean(),
           **{f"reward/{part}": value.mean() for part, value in parts_QG.items()},
-          **{f"reward/{what}": judged[what] for what in ("timeouts", "crashes", "errors")},
+          **{
+            f"reward/{what}": judged[what] for what in ("timeouts", "crashes", "errors")
+          },
           "rollout/length_mean": rollout.length_B.mean(),
           "rollout/truncated": cut_QG.mean(),
           "rollout/tokens_per_s": tokens_per_s,
@@ -231,7 +238,8 @@ def load(
 ) -> tuple[Sequence[Problem], dict[str, Sequence[Problem]]]:
   """Problems to train on, and sets to evaluate on that share none of their text."""
   eval_sets = {
-    key: problems.load_problems(**value) for key, value in config["eval"]["sets"].items()
+    key: problems.load_problems(**value)
+    for key, value in config["eval"]["sets"].items()
   }
   train_set = problems.load_problems(**config["data"])
   said = [f"{name}: {train_set.name} {_counts(train_set.counts)}"]
@@ -268,130 +276,23 @@ def reward_pool(config: Mapping[str, Any]) -> RewardPool:
   )
 
 
-@dataclasses.dataclass
-class Minibatch:
-  """What one update sees.
-
-  Attributes:
-    experience: leaves [M, B, L].
-    count: microbatches that hold anything.
-    denominator: what the sum of the loss is divided by, over all microbatches.
-    waste: share of padding in rows that hold anything.
-  """
-
-  experience: Experience
-  count: int
-  denominator: float
-  waste: float
-
-
 def shuffled(run: Run, name: str, step: int, rows: int) -> np.ndarray:
   """The order in which rows of a rollout are dealt to mini-batches."""
   seed = prng.host_seed(run.seed, f"{name}/shuffle", step)
   return np.random.default_rng(seed).permutation(rows)
 
 
-def minibatches(
-  run: Run,
-  config: Mapping[str, Any],
-  *,
-  order: np.ndarray,
-  prompts: Sequence[Sequence[int]],
-  completions: Sequence[Sequence[int]],
-  logp: Sequence[np.ndarray],
-  advantage: np.ndarray,
-  trained: np.ndarray,
-) -> list[Minibatch]:
-  """Packs a rollout into `config.training.minibatches` parts of equally many answers.
-
-  There is room for answers of full length, so that the shapes never change.
-
-  Args:
-    order: permutation of the rows; every other sequence has an entry for each row.
-    trained: 0 on answers that no token may be trained on.
-  """
-  training, rollout = config["training"], config["rollout"]
-  rows, row_length = training["rows"], training["row_length"]
-  parts = training["minibatches"]
-  longest = rollout["prompt_length"] + rollout["max_tokens"]
-  shards = run.partition.size("batch")
-  if parts < 1 or len(order) % parts:
-    raise InputError(
-      f"config.training.minibatches={parts} does not divide the {len(order)} answers of "
-      "a rollout (config.rollout.prompts times config.rollout.group_size)"
-    )
-  if row_length < longest:
-    raise InputError(
-      f"config.training.row_length={row_length} is shorter than a prompt and its answer "
-      f"may be: config.rollout.prompt_length + max_tokens = {longest}; raise it"
-    )
-  if rows < 1 or rows % shards:
-    raise InputError(
-      f"config.training.rows={rows} does not split over {shards} devices; a multiple of "
-      f"{shards} is needed"
-    )
-  # Every row but one holds this many at least, whatever the lengths.
-  fits = row_length // longest
-  most = -(-len(order) // parts // fits)
-  places = -(-most // rows)
-  made = []
-  for own in order.reshape(parts, -1):
-    skip = [len(prompts[row]) for row in own]
-    sequences = [[*prompts[row], *completions[row]] for row in own]
-    pack = packing.pack(
-      sequences,
-      [
-        lead if trained[row] else len(sequence)
-        for row, lead, sequence in zip(own, skip, sequences, strict=True)
-      ],
-      row_length=row_length,
-      num_rows=places * rows,
-    )
-    spread = functools.partial(pack.spread, skip=skip)
-    experience = Experience(
-      rows=pack.rows,
-      advantage_BL=spread(
-        [np.full(len(completions[row]), advantage[row], np.float32) for row in own]
-      ),
-      logp_behaviour_BL=spread([logp[row] for row in own]),
-    )
-    used = 1 + max(row for row, _ in pack.place)
-    _, denominator = reduce.token_weights(
-      pack.rows.mask_BL,
-      pack.rows.length_BL,
-      reduction=config["loss"]["reduction"],
-      length_constant=config["loss"]["length_constant"],
-    )
-    made.append(
-      Minibatch(
-        jax.tree.map(
-          lambda leaf: leaf.reshape(places, rows, row_length), experience
-        ),
-        count=-(-used // rows),
-        denominator=float(denominator),
-        waste=pack.waste,
-      )
-    )
-  return made
-
-
 def score_rows(
   run: Run, config: Mapping[str, Any], params: Any, rows: TokenRows
 ) -> TokenScores:
-  """Log-probs of a microbatch at the sampling temperature."""
+  """Log-probs of a microbatch under the distribution that it was drawn from."""
   sampling = {key: config["rollout"][key] for key in _CONTROLS}
-  truncates = sampling["top_k"] > 0 or sampling["top_p"] < 1 or sampling["min_p"] > 0
-
-  def shape(logits_CV: jax.Array) -> jax.Array:
-    controls_C = logits.controls(len(logits_CV), max_tokens=1, **sampling)
-    return logits.log_distribution(logits_CV, controls_C)
-
   return token_logprobs(
     run.model,
     run.cast(params),
     rows,
     temperature=sampling["temperature"],
-    shape_logits=shape if truncates else None,
+    shape_logits=logits.shaper(**sampling),
     remat=config["training"]["remat"],
     constrain=run.partition.constrain,
   )
@@ -400,43 +301,8 @@ def score_rows(
 def loss(
   run: Run, config: Mapping[str, Any], params: Any, experience: Experience
 ) -> tuple[jax.Array, dict[str, Statistic]]:
-  """(sum of the loss, metrics) of a microbatch.
-
-  Without old log-probs the weights are those that the rollout is credited to: the
-  ratio is 1, and its gradient that of the log-prob.
-  """
-  rows = experience.rows
-  scores = score_rows(run, config, params, rows)
-  seen = {}
-  logp_old_BL = experience.logp_old_BL
-  if logp_old_BL is None:
-    logp_old_BL = jax.lax.stop_gradient(scores.logp_BL)
-    seen |= gap(scores, experience)
-  total, _, more = grpo.grpo(
-    scores.logp_BL,
-    logp_old_BL,
-    experience.logp_ref_BL,
-    experience.advantage_BL,
-    rows.mask_BL,
-    rows.length_BL,
-    **config["loss"],
-  )
-  entropy = Mean((scores.entropy_BL * rows.mask_BL).sum(), rows.mask_BL.sum())
-  return total, seen | more | {"policy/entropy": entropy}
-
-
-def gap(scores: TokenScores, experience: Experience) -> dict[str, Statistic]:
-  """How far the trainer's log-probs are from the sampler's, for the same weights."""
-  mask = experience.rows.mask_BL
-  # A truncated token may have no mass here at all; then the sampler's edge differs.
-  apart = jnp.abs(scores.shaped_logp_BL - experience.logp_behaviour_BL) * mask
-  apart = jax.lax.stop_gradient(apart)
-  d = jax.lax.stop_gradient(scores.shaped_logp_BL - experience.logp_behaviour_BL) * mask
-  return {
-    "policy/logp_gap_mean": Mean(apart.sum(), mask.sum()),
-    "policy/logp_gap_max": Max(apart.max()),
-    "policy/logp_gap_k3": Mean((jnp.expm1(d) - d).sum(), mask.sum()),
-  }
+  scores = score_rows(run, config, params, experience.rows)
+  return policy_loss(scores, experience, **config["loss"])
 
 
 def merge(seen: dict[str, Statistic], more: Mapping[str, Statistic]) -> None:

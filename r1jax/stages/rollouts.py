@@ -97,7 +97,7 @@ class Sampler:
     """Numpy leaves; rows of prompts that are not there are left out.
 
     Args:
-      prompts: ids of each, at most P; missing ones up to Q cost their time all the same.
+      prompts: ids of each, at most P; those missing up to Q cost time all the same.
       key: names run, purpose and step.
     """
     tokens_QP = np.zeros((self._num_prompts, self._prompt_length), np.int32)

@@ -19,7 +19,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from rich.console import Console
 
-from r1jax import metrics, trees
+from r1jax import metrics
 from r1jax.checkpoints import Checkpoints, write_json
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.errors import InputError, one_of
@@ -137,10 +137,9 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
   the run is the same as far as it went.
   """
   flat = [dict(_leaves(settings)) for settings in (before, now)]
-  extends = (
-    flat[1].get("optim.schedule") == "constant"
-    and flat[1]["num_steps"] >= flat[0].get("num_steps", 0)
-  )
+  extends = flat[1].get("optim.schedule") == "constant" and flat[1][
+    "num_steps"
+  ] >= flat[0].get("num_steps", 0)
   return [
     f"{key} was {flat[0].get(key)!r} and is now {flat[1].get(key)!r}"
     for key in sorted(flat[0].keys() | flat[1].keys())

@@ -70,13 +70,17 @@ SECTIONS: dict[str, dict[str, dict[str, bool]]] = {
     | {"top_p": False},
     "template": _TEMPLATE,
     "rollout": dict.fromkeys(
-      ("prompts", "group_size", "prompt_length", "max_tokens", "slots")
-      + ("temperature", "top_k", "top_p", "min_p"),
+      (
+        *("prompts", "group_size", "prompt_length", "max_tokens", "slots"),
+        *("temperature", "top_k", "top_p", "min_p"),
+      ),
       True,
     ),
     "reward": dict.fromkeys(
-      ("weights", "normalise", "language", "num_workers", "timeout_s")
-      + ("batch_timeout_s", "memory_limit_mb"),
+      (
+        *("weights", "normalise", "language", "num_workers", "timeout_s"),
+        *("batch_timeout_s", "memory_limit_mb"),
+      ),
       True,
     ),
     "advantage": keywords(group_advantages),
@@ -122,8 +126,8 @@ def stage_configs(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
       _check(settings[section], fields, where)
     if settings["init"] and settings["init"] not in names[:place]:
       raise InputError(
-        f"config.{name}.init={settings['init']!r}: must be '' (config.model) or a stage "
-        f"before it ({', '.join(names[:place]) or 'there is none'})"
+        f"config.{name}.init={settings['init']!r}: must be '' (config.model) or a "
+        f"stage before it ({', '.join(names[:place]) or 'there is none'})"
       )
     found[name] = settings
   return found
@@ -155,11 +159,9 @@ def relocated(error: InputError, name: str, config: Mapping[str, Any]) -> InputE
   return InputError(text)
 
 
-def depends_on(
-  settings: Mapping[str, Any], more: Mapping[str, Any]
-) -> dict[str, Any]:
+def depends_on(settings: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
   """All that the result of a stage depends on, without `FREE` parts."""
-  kept = {key: value for key, value in settings.items()}
+  kept = dict(settings)
   for path in FREE:
     section, key = path.split(".")
     if section in kept:
@@ -253,7 +255,7 @@ def make_model(
 
 
 def compute_dtype(name: str) -> Any:
-  """"auto" is float32 on CPU, where bfloat16 is no faster, and bfloat16 elsewhere."""
+  """ "auto" is float32 on CPU, where bfloat16 is no faster, and bfloat16 elsewhere."""
   one_of(name, ("auto", *DTYPES), key="config.model.compute_dtype")
   if name == "auto":
     name = "float32" if jax.default_backend() == "cpu" else "bfloat16"

@@ -18,7 +18,7 @@ from r1jax.stages.run import Run, Stage
 from r1jax.training import state as states
 from r1jax.training import step as steps
 from r1jax.training.logprobs import token_logprobs
-from r1jax.types import Mean, TokenRows, TrainState
+from r1jax.types import Mean, TokenRows
 
 TRAIN_ON = ("all", "completion")
 

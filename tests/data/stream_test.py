@@ -16,7 +16,9 @@ def ids(stream, steps):
 class StreamTest(parameterized.TestCase):
   @parameterized.parameters(4, 5, 24)
   def test_every_problem_once_per_epoch_and_epochs_differ(self, batch):
-    order = ids(Stream(PROBLEMS, batch=batch, seed=3, key="config.rollout.prompts"), range(3 * 24))
+    order = ids(
+      Stream(PROBLEMS, batch=batch, seed=3, key="config.rollout.prompts"), range(3 * 24)
+    )
     epochs = [order[i * 24 : (i + 1) * 24] for i in range(3)]
     for epoch in epochs:
       self.assertCountEqual(epoch, [problem.id for problem in PROBLEMS])
@@ -31,14 +33,19 @@ class StreamTest(parameterized.TestCase):
     self.assertEqual(ids(walked, range(40, 60)), ids(resumed, range(40, 60)))
 
   def test_seeds_differ(self):
-    first, second = (Stream(PROBLEMS, batch=24, seed=seed, key="config.rollout.prompts") for seed in (3, 4))
+    first, second = (
+      Stream(PROBLEMS, batch=24, seed=seed, key="config.rollout.prompts")
+      for seed in (3, 4)
+    )
     self.assertNotEqual(ids(first, [0]), ids(second, [0]))
 
   @parameterized.parameters(1, 2, 4)
   def test_shards_joined_are_the_batch_of_one_host(self, count):
     whole = Stream(PROBLEMS, batch=8, seed=3, key="config.rollout.prompts")
     shards = [
-      Stream(PROBLEMS, batch=8, seed=3, key="config.rollout.prompts", shard=(index, count))
+      Stream(
+        PROBLEMS, batch=8, seed=3, key="config.rollout.prompts", shard=(index, count)
+      )
       for index in range(count)
     ]
     for step in range(7):
@@ -47,7 +54,9 @@ class StreamTest(parameterized.TestCase):
       self.assertLen(shards[0].at(step), 8 // count)
 
   def test_epoch(self):
-    self.assertEqual(Stream(PROBLEMS, batch=8, seed=3, key="config.rollout.prompts").epoch(6), 2.0)
+    self.assertEqual(
+      Stream(PROBLEMS, batch=8, seed=3, key="config.rollout.prompts").epoch(6), 2.0
+    )
 
   @parameterized.parameters(
     (8, (0, 3), "prompts=8 does not divide by 3 hosts"),

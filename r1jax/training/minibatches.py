@@ -1,0 +1,119 @@
+"""From a rollout to what each update sees: packed rows of fixed shapes.
+
+Letters: M microbatches that there is room for, B rows in a microbatch, L row length.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from r1jax.data import packing
+from r1jax.errors import InputError
+from r1jax.objectives import reduce
+from r1jax.types import Experience
+
+
+@dataclasses.dataclass
+class Minibatch:
+  """What one update sees.
+
+  Attributes:
+    experience: leaves [M, B, L], numpy.
+    count: microbatches that hold anything.
+    denominator: what the sum of the loss is divided by, over all microbatches.
+    waste: share of padding in rows that hold anything.
+  """
+
+  experience: Experience
+  count: int
+  denominator: float
+  waste: float
+
+
+def minibatches(
+  *,
+  order: np.ndarray,
+  prompts: Sequence[Sequence[int]],
+  completions: Sequence[Sequence[int]],
+  logp: Sequence[np.ndarray],
+  advantage: np.ndarray,
+  trained: np.ndarray,
+  parts: int,
+  rows: int,
+  row_length: int,
+  longest: int,
+  shards: int,
+  reduction: str,
+  length_constant: float | None,
+) -> list[Minibatch]:
+  """Packs a rollout into `parts` mini-batches of equally many answers.
+
+  There is room for answers of full length, so that the shapes never change.
+
+  Args:
+    order: permutation of the answers; all other sequences have an entry for each.
+    logp: float32 log-probs of each completion's tokens under the sampler.
+    trained: 0 on answers that no token may be trained on.
+    rows, row_length: B and L.
+    longest: tokens that a prompt and its completion may have together.
+    shards: devices that the rows of a microbatch are split over.
+    reduction, length_constant: see `reduce.token_weights`.
+
+  Raises:
+    InputError: sizes that do not fit each other.
+  """
+  if parts < 1 or len(order) % parts:
+    raise InputError(
+      f"config.training.minibatches={parts} does not divide the {len(order)} answers "
+      "of a rollout (config.rollout.prompts times config.rollout.group_size)"
+    )
+  if row_length < longest:
+    raise InputError(
+      f"config.training.row_length={row_length} is shorter than a prompt and its "
+      f"answer may be: config.rollout.prompt_length + max_tokens = {longest}; raise it"
+    )
+  if rows < 1 or rows % shards:
+    raise InputError(
+      f"config.training.rows={rows} does not split over {shards} devices; a multiple "
+      f"of {shards} is needed"
+    )
+  # Whatever the lengths, every row but one holds this many at least.
+  fits = row_length // longest
+  most = -(-len(order) // parts // fits)
+  places = -(-most // rows)
+  made = []
+  for own in order.reshape(parts, -1):
+    sequences = [[*prompts[row], *completions[row]] for row in own]
+    skip = [len(prompts[row]) for row in own]
+    first = [
+      lead if trained[row] else len(sequence)
+      for row, lead, sequence in zip(own, skip, sequences, strict=True)
+    ]
+    pack = packing.pack(sequences, first, row_length=row_length, num_rows=places * rows)
+    spread = functools.partial(pack.spread, skip=skip)
+    experience = Experience(
+      rows=pack.rows,
+      advantage_BL=spread(
+        [np.full(len(completions[row]), advantage[row], np.float32) for row in own]
+      ),
+      logp_behaviour_BL=spread([logp[row] for row in own]),
+    )
+    _, denominator = reduce.token_weights(
+      pack.rows.mask_BL,
+      pack.rows.length_BL,
+      reduction=reduction,
+      length_constant=length_constant,
+    )
+    used = 1 + max(row for row, _ in pack.place)
+    made.append(
+      Minibatch(
+        jax.tree.map(lambda leaf: leaf.reshape(places, rows, -1), experience),
+        count=-(-used // rows),
+        denominator=float(denominator),
+        waste=pack.waste,
+      )
+    )
+  return made

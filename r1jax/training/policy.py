@@ -1,0 +1,61 @@
+"""The policy's loss from scored tokens, and how far trainer and sampler are apart.
+
+Letters: B rows, L tokens in a row.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from r1jax.objectives.grpo import grpo
+from r1jax.training.logprobs import TokenScores
+from r1jax.types import Experience, Max, Mean, Statistic
+
+
+def policy_loss(
+  scores: TokenScores, experience: Experience, **objective: Any
+) -> tuple[jax.Array, dict[str, Statistic]]:
+  """(sum of the loss, metrics) of a microbatch.
+
+  Without old log-probs the weights are those that the rollout is credited to: the
+  ratio is 1 and its gradient that of the log-prob.
+
+  Args:
+    scores: of `experience.rows`, under the weights being trained.
+    objective: settings of `grpo`.
+  """
+  rows = experience.rows
+  seen: dict[str, Statistic] = {}
+  logp_old_BL = experience.logp_old_BL
+  if logp_old_BL is None:
+    logp_old_BL = jax.lax.stop_gradient(scores.logp_BL)
+    seen = gap(scores, experience)
+  total, _, more = grpo(
+    scores.logp_BL,
+    logp_old_BL,
+    experience.logp_ref_BL,
+    experience.advantage_BL,
+    rows.mask_BL,
+    rows.length_BL,
+    **objective,
+  )
+  entropy = Mean((scores.entropy_BL * rows.mask_BL).sum(), rows.mask_BL.sum())
+  return total, seen | more | {"policy/entropy": entropy}
+
+
+def gap(scores: TokenScores, experience: Experience) -> dict[str, Statistic]:
+  """How far the trainer's log-probs are from the sampler's, for the same weights.
+
+  `policy/logp_gap_k3` estimates the divergence of the trainer from the sampler, nats.
+  """
+  mask_BL = experience.rows.mask_BL
+  # A token that the sampler kept at the very edge of top-p may have no mass here.
+  d_BL = scores.shaped_logp_BL - experience.logp_behaviour_BL
+  d_BL = jax.lax.stop_gradient(jnp.where(mask_BL > 0, d_BL, 0.0))
+  count = mask_BL.sum()
+  return {
+    "policy/logp_gap_mean": Mean(jnp.abs(d_BL).sum(), count),
+    "policy/logp_gap_max": Max(jnp.abs(d_BL).max()),
+    "policy/logp_gap_k3": Mean((jnp.expm1(d_BL) - d_BL).sum(), count),
+  }
