@@ -19,6 +19,7 @@ REQUIRES = [
   "gguf>=0.18.0",
   "grain>=0.2.15",
   "huggingface_hub>=0.36.0",
+  "importlib_resources>=6.4.0",  # tensorflow-datasets imports it, and names it nowhere
   "jax>=0.10.0,<0.13",
   "jinja2>=3.1.4",
   "math-verify>=0.8.0",
@@ -35,8 +36,8 @@ REQUIRES = [
   "tensorflow-datasets>=4.9.10",
   "tokenizers>=0.22.0",
 ]
-TEST = ["pytest>=8.4.0"]
-NOTEBOOKS = ["jupyterlab>=4.4.0", "matplotlib>=3.10.0", "nbclient>=0.10.2"]
+TEST = ["matplotlib>=3.10.0", "pytest>=8.4.0"]
+NOTEBOOKS = ["jupyterlab>=4.4.0", "matplotlib>=3.10.0"]
 
 setup(
   name="r1jax",

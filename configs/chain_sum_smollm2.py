@@ -36,7 +36,7 @@ def get_config(arg=None):
   zero = c.zero = common.grpo()
   zero.init = "cold"
   zero.num_steps = 100
-  zero.data = common.gym_task("chain_sum", split="train", size=4000, **SUMS)
+  zero.data = common.gym_task("chain_sum", name="train", size=4000, **SUMS)
   # Sums of a few numbers share all their other words.
   zero.decontaminate = 20
   zero.rollout.prompts = 32
@@ -51,7 +51,7 @@ def get_config(arg=None):
   zero.eval.max_tokens = 96
   zero.eval.batch = 256
   zero.eval.sets.heldout = common.gym_task(
-    "chain_sum", split="heldout", size=256, **SUMS
+    "chain_sum", name="heldout", size=256, **SUMS
   )
   if arg == "small":
     zero.num_steps = 12

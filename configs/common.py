@@ -175,13 +175,13 @@ def grpo() -> ConfigDict:
   return s
 
 
-def gym_task(task: str, *, split: str, size: int, **task_args) -> ConfigDict:
-  """Problems of a reasoning-gym task."""
+def gym_task(task: str, *, name: str, size: int, **task_args) -> ConfigDict:
+  """Problems of a reasoning-gym task; sets of different names have different ones."""
   return ConfigDict(
     {
       "source": "reasoning_gym",
       "task": task,
-      "split": split,
+      "split": name,
       "size": size,
       "seed": 0,
       "task_args": ConfigDict(task_args),

@@ -317,7 +317,8 @@ def _axis(
     low, high = (0.0, high) if high > 0 else (low, 0.0) if low < 0 else (0.0, 1.0)
   gap = _round_gap((high - low) / count)
   first, last = math.floor(low / gap + 1e-9), math.ceil(high / gap - 1e-9)
-  ticks = [round(i * gap, 12) for i in range(first, last + 1)]
+  # Rounded to significant digits: a loss may be of size 1e-14.
+  ticks = [float(f"{i * gap:.12g}") for i in range(first, last + 1)]
   return ticks[0], ticks[-1], ticks
 
 

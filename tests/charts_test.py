@@ -67,7 +67,9 @@ def test_several_curves_have_a_legend_with_their_last_values():
   assert chart.change == ""
 
 
-@pytest.mark.parametrize("values", [(), (3.0,), (0.0, 0.0), (-2.0, -2.0), (1e-9, 1e-9)])
+@pytest.mark.parametrize(
+  "values", [(), (3.0,), (0.0, 0.0), (-2.0, -2.0), (1e-9, 1e-9), (0.0, 4e-15)]
+)
 def test_charts_of_nothing_one_point_and_constants(values):
   chart = curves(line(*values), is_tall=True)
   if not values:

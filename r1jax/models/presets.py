@@ -4,8 +4,17 @@ from r1jax.models.config import ModelConfig
 
 PRESETS = {
   # Trained from scratch in minutes on a laptop; its tokenizer brings the vocabulary.
+  # The base of its wavelengths fits sequences of tens of tokens.
   "tiny": ModelConfig(
-    depth=4, width=128, heads=4, kv_heads=4, head_dim=32, ffw=384, vocab=64, name="tiny"
+    depth=3,
+    width=96,
+    heads=4,
+    kv_heads=4,
+    head_dim=24,
+    ffw=256,
+    vocab=64,
+    rope_base=1000.0,
+    name="tiny",
   ),
   # The published config of HuggingFaceTB/SmolLM2-135M and its Instruct form.
   "smollm2-135m": ModelConfig(
