@@ -165,7 +165,7 @@ def train(
     try:
       for name, settings in stages.items():
         if done[name]:
-          console.print(f"{name}: done before with these settings, kept", markup=False)
+          run.say(f"{name}: done before with these settings, kept")
           continue
         try:
           with watchdog.phase(name):
@@ -173,7 +173,7 @@ def train(
         except InputError as e:
           raise setup.relocated(e, name, plain) from e
     except Stopped as e:
-      console.print(f"{e}; the same command continues", markup=False)
+      run.say(f"{e}; the same command continues")
       code = 128 + stop.number
     with watchdog.phase("report"):
       page = report.write_report(folder) if is_main else None

@@ -137,7 +137,7 @@ class Mean:
 
   def value(self) -> Array:
     """Total over count; 0 for an empty mean."""
-    return self.total / jax.numpy.maximum(self.count, 1)
+    return self.total / _numpy_of(self.count).maximum(self.count, 1)
 
 
 @struct.dataclass
@@ -147,10 +147,15 @@ class Max:
   top: Array
 
   def merge(self, other: "Max") -> "Max":
-    return Max(jax.numpy.maximum(self.top, other.top))
+    return Max(_numpy_of(self.top).maximum(self.top, other.top))
 
   def value(self) -> Array:
     return self.top
 
 
 Statistic = Mean | Max
+
+
+def _numpy_of(array: Array) -> Any:
+  """numpy for what is on the host already, where jax would compile a program."""
+  return jax.numpy if isinstance(array, jax.Array) else np

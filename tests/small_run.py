@@ -24,7 +24,9 @@ def get_config(arg=None):
 
   base = c.base = common.sft()
   base.num_steps = 40
-  base.examples = common.worked("op_chain", size=64, think_share=0.5, min_steps=1, max_steps=2)
+  base.examples = common.worked(
+    "op_chain", size=64, think_share=0.5, min_steps=1, max_steps=2
+  )
   base.optim.learning_rate = 3e-2
   base.training = ConfigDict(
     {"rows": 8, "microbatches": 2, "row_length": 32, "remat": "none"}

@@ -90,6 +90,7 @@ def train_grpo(run: Run, name: str, config: Mapping[str, Any]) -> None:
   update = steps.make_update(
     functools.partial(loss, run, config), optimizer, shardings, batch_sharding
   )
+  measure_gap = jax.jit(gap)
   copy = jax.jit(
     lambda params: jax.tree.map(jnp.copy, params), out_shardings=shardings.params
   )
@@ -173,7 +174,7 @@ def train_grpo(run: Run, name: str, config: Mapping[str, Any]) -> None:
           if len(batches) > 1:
             scores = score(train.params, rows.rows, batch.count)
             batch.experience = rows.replace(logp_old_BL=scores.logp_BL)
-            merge(seen, gap(scores, rows))
+            merge(seen, measure_gap(scores, rows))
           if has_reference:
             scores = score(ref_params, rows.rows, batch.count)
             batch.experience = batch.experience.replace(logp_ref_BL=scores.logp_BL)
@@ -203,7 +204,8 @@ def train_grpo(run: Run, name: str, config: Mapping[str, Any]) -> None:
       if run.is_main:
         metrics.write_samples(run.workdir, name, "train", step, lines)
       stage.sample(step, lines[0])
-      warn_truncated(step, cut_QG.mean())
+      if run.is_main:
+        warn_truncated(step, cut_QG.mean())
       state = {"train": train} | ({"ref": ref_params} if has_reference else {})
       due = step % config["eval"]["every"] == 0 or step == config["num_steps"]
       stage.end_step(
@@ -212,7 +214,8 @@ def train_grpo(run: Run, name: str, config: Mapping[str, Any]) -> None:
           "reward/total": reward_QG.mean(),
           **{f"reward/{part}": value.mean() for part, value in parts_QG.items()},
           **{
-            f"reward/{what}": judged[what] for what in ("timeouts", "crashes", "errors")
+            f"verifier/{what}": judged[what]
+            for what in ("timeouts", "crashes", "errors")
           },
           "rollout/length_mean": rollout.length_B.mean(),
           "rollout/truncated": cut_QG.mean(),
@@ -257,7 +260,7 @@ def load(
         f"evaluation set, for instance {found.examples[0]}; look at config.data, or "
         "raise config.decontaminate (0 is off)"
       )
-  run.console.print("; ".join(said), markup=False, highlight=False)
+  run.say("; ".join(said))
   return kept, eval_sets
 
 

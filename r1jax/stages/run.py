@@ -72,6 +72,9 @@ class Run:
   def is_main(self) -> bool:
     return jax.process_index() == 0
 
+  def say(self, line: str) -> None:
+    self.console.print(line, markup=False, soft_wrap=True)
+
   def folder(self, stage: str) -> Path:
     return self.workdir / "checkpoints" / stage
 
@@ -118,7 +121,7 @@ def is_done(run: Run, stage: str, settings: Mapping[str, Any]) -> bool:
       )
     if not changed:
       return steps[-1] >= settings["num_steps"]
-    run.console.print(f"{stage}: runs again, since {'; '.join(changed)}", markup=False)
+    run.say(f"{stage}: runs again, since {'; '.join(changed)}")
   _sync("r1jax:settings")
   if run.is_main:
     if steps:
@@ -195,7 +198,7 @@ class Stage:
     state, step = None, -1
     if self._checkpoints.steps():
       state, _, step = self._checkpoints.restore(abstract, **self._restoring)
-      self._run.console.print(f"{self._name}: goes on from step {step}")
+      self._run.say(f"{self._name}: goes on from step {step}")
     self.first_step = max(step, 0) + 1
     self._began = time.perf_counter()
     if self._run.is_main:
@@ -238,7 +241,7 @@ class Stage:
     if evaluate is not None:
       self.evaluation(step, evaluate)
     self._began = time.perf_counter()
-    with run.clock("save"):
+    with run.clock("save"), self._compilations.paused():
       self._checkpoints.save(step, state, {}, force=last or stop)
       if last or stop:
         self._checkpoints.wait()
@@ -263,12 +266,16 @@ class Stage:
 
 
 class Compilations:
-  """Counts the programs that XLA compiles while it is open."""
+  """Counts the programs that XLA compiles while it is open.
+
+  Pauses leave out those of a library that has its own, as orbax has to copy arrays.
+  """
 
   _EVENT = "/jax/core/compile/backend_compile_duration"
 
   def __init__(self):
     self.count = 0
+    self._counts = True
 
   def __enter__(self) -> "Compilations":
     jax.monitoring.register_event_duration_secs_listener(self._seen)
@@ -277,9 +284,17 @@ class Compilations:
   def __exit__(self, *unused: object) -> None:
     jax.monitoring.unregister_event_duration_listener(self._seen)
 
+  @contextlib.contextmanager
+  def paused(self) -> Iterator[None]:
+    self._counts = False
+    try:
+      yield
+    finally:
+      self._counts = True
+
   def _seen(self, event: str, duration_s: float, **unused: Any) -> None:
     del duration_s
-    if event == self._EVENT:
+    if self._counts and event == self._EVENT:
       self.count += 1
 
 

@@ -1,0 +1,69 @@
+"""The command in two processes and in one: the same run."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+CLOCKS = ("time", "compile/count")
+
+pytestmark = [pytest.mark.multidevice, pytest.mark.slow]
+
+
+def run(workdir, *command):
+  """Runs the small run with two devices in all."""
+  bin = pathlib.Path(sys.executable).parent
+  result = subprocess.run(
+    [*command, "--config=tests/small_run.py", f"--workdir={workdir}"],
+    cwd=ROOT,
+    env={
+      **os.environ,
+      "PATH": f"{bin}:{os.environ['PATH']}",
+      "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    },
+    capture_output=True,
+    text=True,
+    timeout=600,
+    check=False,
+  )
+  assert result.returncode == 0, result.stderr[-3000:]
+  lines = (workdir / "metrics.jsonl").read_text().splitlines()
+  return [json.loads(line) for line in lines], result.stdout
+
+
+def numbers(line):
+  return {
+    key: value
+    for key, value in line.items()
+    if not key.startswith(CLOCKS) and not key.endswith("tokens_per_s")
+  }
+
+
+def test_two_processes_are_one(tmp_path):
+  """R18, with rewards judged by each process for its own rows."""
+  train = (sys.executable, "-m", "r1jax.train")
+  want, _ = run(tmp_path / "one", *train, "--config.cpu_devices=2")
+  got, said = run(
+    tmp_path / "two",
+    *("bash", "launch/local_processes.sh", "2"),
+    "--config.cpu_devices=1",
+  )
+  assert said.count("done in") == 1
+  assert len(got) == len(want) > 40
+  for ours, theirs in zip(map(numbers, got), map(numbers, want), strict=True):
+    assert ours.keys() == theirs.keys()
+    assert ours["stage"] == theirs["stage"]
+    for key in ours.keys() - {"stage", "rollout/weights_checksum"}:
+      np.testing.assert_allclose(
+        ours[key], theirs[key], rtol=1e-3, atol=1e-5, err_msg=f"{key} of {theirs}"
+      )
+  for path in sorted((tmp_path / "one" / "samples").rglob("*.jsonl")):
+    twin = tmp_path / "two" / path.relative_to(tmp_path / "one")
+    pairs = zip(path.open(), twin.open(), strict=True)
+    for ours, theirs in pairs:
+      assert json.loads(ours)["completion"] == json.loads(theirs)["completion"]
