@@ -54,6 +54,8 @@ def get_config(arg=None):
     "chain_sum", name="heldout", size=256, **SUMS
   )
   if arg == "small":
+    cold.num_steps = 24
+    cold.training.rows = 1
     zero.num_steps = 12
     zero.rollout.prompts = 8
     zero.rollout.group_size = 8

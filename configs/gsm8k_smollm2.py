@@ -26,6 +26,7 @@ def get_config(arg=None):
       "source": "gsm8k",
       "split": "train",
       "dir": config_dict.placeholder(str),
+      "data_dir": config_dict.placeholder(str),  # where TFDS keeps prepared sets
       "on_bad_line": "error",
       "limit": config_dict.placeholder(int),
     }
@@ -33,6 +34,7 @@ def get_config(arg=None):
   held_out = c.data.copy_and_resolve_references()
   held_out.split = "test"
   held_out.dir = c.data.get_oneway_ref("dir")
+  held_out.data_dir = c.data.get_oneway_ref("data_dir")
 
   zero = c.zero = common.grpo()
   zero.num_steps = 200

@@ -12,6 +12,7 @@ Kubernetes), else HOST:PORT with R1JAX_NUM_PROCESSES and R1JAX_PROCESS_ID.
 """
 
 import contextlib
+import errno
 import json
 import os
 import platform
@@ -40,6 +41,7 @@ from r1jax.stages.run import Run, Stopped, is_done
 from r1jax.watchdog import PhaseClock, Watchdog
 
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy", "ml-collections")
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 class StopSignal:
@@ -296,14 +298,21 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
     if not flags.FLAGS.workdir:
       raise InputError("--workdir=DIR is needed: the folder that the run writes to")
     flags.FLAGS.config.to_dict()  # a file that could not be read says so here
-  except (flags.Error, AttributeError, KeyError, OSError, InputError) as e:
+  except (AttributeError, LookupError) as e:
+    _refuse(f"no such setting: {_innermost(e)}")
+  except (flags.Error, OSError, InputError) as e:
     _refuse(e)
   return rest
 
 
-def _refuse(error: Exception) -> None:
-  text = error.args[0] if isinstance(error, KeyError) else str(error)
-  print(f"error: {' '.join(str(text).split())}", file=sys.stderr)
+def _innermost(error: Exception) -> str:
+  """The text of an error that may have been wrapped in others."""
+  inner = error.args[0] if error.args else ""
+  return _innermost(inner) if isinstance(inner, Exception) else str(inner)
+
+
+def _refuse(error: Exception | str) -> None:
+  print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
   sys.exit(2)
 
 
@@ -321,6 +330,13 @@ def main(argv: Sequence[str]) -> None:
     )
   except InputError as e:
     _refuse(e)
+  except OSError as e:
+    if e.errno not in _UNWRITABLE:
+      raise
+    _refuse(
+      f"cannot write to --workdir={flags.FLAGS.workdir}: {e.strerror}. What is there "
+      "is kept: make room (or permit writing), and the same command continues"
+    )
   sys.exit(code)
 
 

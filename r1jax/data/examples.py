@@ -47,8 +47,8 @@ def load_examples(
   one_of(source, ("worked", "jsonl"), key="config.examples.source")
   for name, value in (("path", path), ("task", task)):
     if (value is not None) != (name == {"worked": "task", "jsonl": "path"}[source]):
-      state = "is missing" if value is None else f"={value!r} is not used"
-      raise InputError(f"config.examples.{name} {state} with source={source!r}")
+      state = " is missing" if value is None else f"={value!r} is not used"
+      raise InputError(f"config.examples.{name}{state} with source={source!r}")
   if source == "jsonl":
     return list(read_jsonl(path))
   one_of(task, WRITERS, key="config.examples.task")

@@ -31,7 +31,7 @@ from r1jax.stages.run import Run, Stage
 from r1jax.training import state as states
 from r1jax.training import step as steps
 from r1jax.training.logprobs import TokenScores, token_logprobs
-from r1jax.training.minibatches import minibatches
+from r1jax.training.minibatches import minibatches, room
 from r1jax.training.policy import gap, policy_loss
 from r1jax.types import Experience, Problem, Statistic, TokenRows
 
@@ -55,6 +55,15 @@ def train_grpo(run: Run, name: str, config: Mapping[str, Any]) -> None:
       f"config.rollout.temperature={rollout_config['temperature']}: must be above 0; "
       "equal answers teach nothing"
     )
+  # Where each answer goes in an update; what does not fit is said before work begins.
+  layout = {
+    "parts": training["minibatches"],
+    "rows": training["rows"],
+    "row_length": training["row_length"],
+    "longest": rollout_config["prompt_length"] + rollout_config["max_tokens"],
+    "shards": run.partition.size("batch"),
+  }
+  room(rollout_config["prompts"] * rollout_config["group_size"], **layout)
   train_set, eval_sets = load(run, name, config)
   prompt_ids = dict(
     zip(
@@ -158,11 +167,7 @@ def train_grpo(run: Run, name: str, config: Mapping[str, Any]) -> None:
           logp=[rollout.logp_BT[row, :n] for row, n in enumerate(rollout.length_B)],
           advantage=advantage_QG.reshape(-1),
           trained=trained_QG.reshape(-1),
-          parts=training["minibatches"],
-          rows=training["rows"],
-          row_length=training["row_length"],
-          longest=rollout_config["prompt_length"] + rollout_config["max_tokens"],
-          shards=run.partition.size("batch"),
+          **layout,
           reduction=loss_config["reduction"],
           length_constant=loss_config["length_constant"],
         )

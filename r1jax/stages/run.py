@@ -120,17 +120,31 @@ def is_done(run: Run, stage: str, settings: Mapping[str, Any]) -> bool:
         f"give --config.on_change=rerun to run {stage!r} and what follows from it again"
       )
     if not changed:
-      return steps[-1] >= settings["num_steps"]
+      return _taken_up(run, folder, steps) >= settings["num_steps"]
     run.say(f"{stage}: runs again, since {'; '.join(changed)}")
   _sync("r1jax:settings")
   if run.is_main:
     if steps:
-      for old in (folder, run.workdir / "samples" / stage):
+      for old in (run.workdir / "samples" / stage, folder):
         shutil.rmtree(old, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(path, settings)
   _sync("r1jax:settings written")
   return False
+
+
+def _taken_up(run: Run, folder: Path, steps: list[int]) -> int:
+  """The step that a stage goes on from, as `run.checkpoint` asks."""
+  step, skip_damaged = run.checkpoint["step"], run.checkpoint["skip_damaged"]
+  if step not in steps and not skip_damaged:
+    return steps[-1]
+  _, _, found = Checkpoints(folder).restore(
+    {"train": {"step": jax.ShapeDtypeStruct((), jnp.int32)}},
+    step if step in steps else None,
+    skip_damaged=skip_damaged,
+    partial=True,
+  )
+  return found
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -202,7 +216,12 @@ class Stage:
     self.first_step = max(step, 0) + 1
     self._began = time.perf_counter()
     if self._run.is_main:
-      later = self._run.stages[self._run.stages.index(self._name) + 1 :]
+      # Those that have checkpoints go on from them, and need their lines.
+      later = [
+        stage
+        for stage in self._run.stages[self._run.stages.index(self._name) + 1 :]
+        if not Checkpoints(self._run.folder(stage)).steps()
+      ]
       metrics.truncate(self._run.workdir, self._name, step, later)
     return state
 

@@ -179,6 +179,8 @@ def make_tokenizer(
     InputError: nothing to read or to train on; not the one that the model has.
   """
   path, model_path = config["tokenizer"]["path"], config["model"]["path"]
+  if model_path:
+    weights.read_config(model_path)  # else a missing model is a missing tokenizer
   if path or model_path:
     tokenizer = tokenizers.load_tokenizer(path or model_path)
     if path and model_path:

@@ -33,6 +33,38 @@ class Minibatch:
   waste: float
 
 
+def room(
+  answers: int, *, parts: int, rows: int, row_length: int, longest: int, shards: int
+) -> int:
+  """Microbatches that a mini-batch may need, whatever the lengths of its answers.
+
+  Args:
+    answers: of a whole rollout; the others are those of `minibatches`.
+
+  Raises:
+    InputError: sizes that do not fit each other.
+  """
+  if parts < 1 or answers % parts:
+    raise InputError(
+      f"config.training.minibatches={parts} does not divide the {answers} answers "
+      "of a rollout (config.rollout.prompts times config.rollout.group_size)"
+    )
+  if row_length < longest:
+    raise InputError(
+      f"config.training.row_length={row_length} is shorter than a prompt and its "
+      f"answer may be: config.rollout.prompt_length + max_tokens = {longest}; raise it"
+    )
+  if rows < 1 or rows % shards:
+    raise InputError(
+      f"config.training.rows={rows} does not split over {shards} devices; a multiple "
+      f"of {shards} is needed"
+    )
+  # Whatever the lengths, every row but one holds this many at least.
+  fits = row_length // longest
+  most = -(-answers // parts // fits)
+  return -(-most // rows)
+
+
 def minibatches(
   *,
   order: np.ndarray,
@@ -63,27 +95,16 @@ def minibatches(
     reduction, length_constant: see `reduce.token_weights`.
 
   Raises:
-    InputError: sizes that do not fit each other.
+    InputError: what `room` raises.
   """
-  if parts < 1 or len(order) % parts:
-    raise InputError(
-      f"config.training.minibatches={parts} does not divide the {len(order)} answers "
-      "of a rollout (config.rollout.prompts times config.rollout.group_size)"
-    )
-  if row_length < longest:
-    raise InputError(
-      f"config.training.row_length={row_length} is shorter than a prompt and its "
-      f"answer may be: config.rollout.prompt_length + max_tokens = {longest}; raise it"
-    )
-  if rows < 1 or rows % shards:
-    raise InputError(
-      f"config.training.rows={rows} does not split over {shards} devices; a multiple "
-      f"of {shards} is needed"
-    )
-  # Whatever the lengths, every row but one holds this many at least.
-  fits = row_length // longest
-  most = -(-len(order) // parts // fits)
-  places = -(-most // rows)
+  places = room(
+    len(order),
+    parts=parts,
+    rows=rows,
+    row_length=row_length,
+    longest=longest,
+    shards=shards,
+  )
   made = []
   for own in order.reshape(parts, -1):
     sequences = [[*prompts[row], *completions[row]] for row in own]

@@ -1,0 +1,83 @@
+"""The policy's loss from scores, and the gap between sampler and trainer."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from r1jax.sampling import logits
+from r1jax.training import policy
+from r1jax.training.logprobs import TokenScores, token_logprobs
+from tests import tiny
+
+C = tiny.config()
+OBJECTIVE = {"clip_low": 0.2, "clip_high": 0.2, "kl_coef": 0.05}
+
+
+def scored(params, e, **settings):
+  return token_logprobs(C, params, e.rows, temperature=0.9, chunk=64, **settings)
+
+
+@functools.cache
+def experience():
+  e = tiny.experience(C)
+  return e.replace(logp_old_BL=scored(tiny.params(C), e).logp_BL)
+
+
+def test_old_logprobs_may_be_left_out_where_they_are_the_policys_own():
+  def value(params, e):
+    return policy.policy_loss(scored(params, e), e, **OBJECTIVE)[0]
+
+  with_old = jax.value_and_grad(value)(tiny.params(C), experience())
+  without = jax.value_and_grad(value)(
+    tiny.params(C), experience().replace(logp_old_BL=None)
+  )
+  tiny.assert_same_sums(without, with_old, tolerance=1e-6)
+
+
+def test_the_gap_is_measured_where_the_weights_are_those_that_drew():
+  e = experience()
+  scores = scored(tiny.params(C), e)
+  _, off_policy = policy.policy_loss(scores, e, **OBJECTIVE)
+  _, on_policy = policy.policy_loss(scores, e.replace(logp_old_BL=None), **OBJECTIVE)
+  assert on_policy.keys() - off_policy.keys() == {
+    "policy/logp_gap_mean",
+    "policy/logp_gap_max",
+    "policy/logp_gap_k3",
+  }
+
+
+def test_gap_by_hand():
+  e = tiny.experience(C, num_rows=1)
+  mask = np.zeros_like(e.rows.mask_BL)
+  mask[0, 3:5] = 1
+  behaviour = np.full(mask.shape, np.nan, np.float32)
+  behaviour[0, 3:5] = (-1.0, -2.0)
+  e = e.replace(rows=e.rows.replace(mask_BL=mask), logp_behaviour_BL=behaviour)
+  ours = jnp.full(mask.shape, -1.5)
+  seen = policy.gap(TokenScores(ours, ours, ours), e)
+  k3 = (np.exp(-0.5) + 0.5 - 1 + np.exp(0.5) - 0.5 - 1) / 2
+  assert float(seen["policy/logp_gap_mean"].value()) == pytest.approx(0.5)
+  assert float(seen["policy/logp_gap_max"].value()) == pytest.approx(0.5)
+  assert float(seen["policy/logp_gap_k3"].value()) == pytest.approx(k3)
+
+
+@pytest.mark.parametrize(
+  "sampling",
+  [
+    {"temperature": 0.7, "top_k": 5, "top_p": 1.0, "min_p": 0.0},
+    {"temperature": 1.0, "top_k": 0, "top_p": 0.8, "min_p": 0.0},
+    {"temperature": 1.3, "top_k": 0, "top_p": 1.0, "min_p": 0.1},
+  ],
+)
+def test_a_trainer_shapes_logits_as_the_sampler_does(sampling):
+  raw = np.random.default_rng(0).normal(size=(4, 33)).astype(np.float32)
+  shape = logits.shaper(**sampling)
+  for row, got in zip(raw, np.exp(shape(jnp.asarray(raw))), strict=True):
+    np.testing.assert_allclose(got, tiny.plain_distribution(row, **sampling), atol=1e-6)
+
+
+def test_plain_sampling_needs_no_shaping():
+  assert logits.shaper(temperature=0.7, top_k=0, top_p=1.0, min_p=0.0) is None
