@@ -1,7 +1,7 @@
 """What a run prints: what was resolved, a line a step, samples, where to look next.
 
 On a terminal the line of the running step is rewritten in place; elsewhere (a file, a
-scheduler's log) every step is a plain line of its own.
+scheduler's log) a step is a plain line of its own, one a second at most.
 """
 
 import collections
@@ -34,6 +34,7 @@ _FIELDS = (
 _RATE = "tokens_per_s"
 _RECENT_STEPS = 20
 _TREND_STEPS = 24
+_PLAIN_EVERY_S = 1.0
 _BARS = "▁▂▃▄▅▆▇█"
 _SAMPLE_CHARACTERS = 1500
 
@@ -161,6 +162,7 @@ class Progress:
     self._seconds: collections.deque[float] = collections.deque(maxlen=_RECENT_STEPS)
     self._trend: collections.deque[float] = collections.deque(maxlen=_TREND_STEPS)
     self._before: tuple[int, float] | None = None
+    self._printed_at = -_PLAIN_EVERY_S
     self._live: Live | None = None
     self._line = Text()
 
@@ -182,10 +184,11 @@ class Progress:
       self._seconds.append((now - self._before[1]) / (step - self._before[0]))
     self._before = (step, now)
     self._line = self._written(step, metrics)
-    if self._live is None:
-      self._console.print(self._line, soft_wrap=True)
-    else:
+    if self._live is not None:
       self._live.update(self._line, refresh=True)
+    elif now - self._printed_at >= _PLAIN_EVERY_S or step == self._total:
+      self._printed_at = now
+      self._console.print(self._line, soft_wrap=True)
 
   def evaluation(self, step: int, metrics: Mapping[str, Any]) -> None:
     """A lasting line for each set of `eval/<set>/accuracy` in `metrics`."""

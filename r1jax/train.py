@@ -157,8 +157,8 @@ def train(
         {
           "config": plain,
           "command": " ".join(command),
-          "git": _git_commit(),
-          "versions": _versions(),
+          "git": git_commit(),
+          "versions": versions(),
           "devices": [str(device) for device in jax.devices()],
           "mesh": dict(partition.mesh.shape),
           "num_params": num_params,
@@ -268,7 +268,7 @@ def _bytes_per_device(run: Run, stages: Mapping[str, Mapping[str, Any]]) -> int:
   return one_copy * (3 + has_reference)
 
 
-def _git_commit() -> str:
+def git_commit() -> str:
   """The commit of the checkout that runs, "+changes" where files differ from it."""
   where = Path(__file__).parents[1]
   try:
@@ -283,7 +283,7 @@ def _git_commit() -> str:
   return commit + ("+changes" if changes else "")
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
   found = {name: metadata.version(name) for name in _PACKAGES}
   return {"python": platform.python_version(), "r1jax": __version__, **found}
 

@@ -131,6 +131,17 @@ def test_plain_lines_are_one_a_step_with_the_time_left(monkeypatch):
   ]
 
 
+def test_plain_lines_come_once_a_second_and_at_the_end(monkeypatch):
+  console, out = console_of()
+  clock = iter([5.0, 5.4, 5.9, 6.1, 6.2])
+  monkeypatch.setattr(terminal.time, "monotonic", lambda: next(clock))
+  with terminal.Progress("base", 5, console=console) as progress:
+    for step in (1, 2, 3, 4, 5):
+      progress.step(step, {})
+  shown = [line.split()[1] for line in out.getvalue().splitlines()]
+  assert shown == ["1/5", "4/5", "5/5"]
+
+
 def test_a_step_without_a_number_leaves_it_out():
   console, out = console_of()
   with terminal.Progress("base", 10, console=console) as progress:

@@ -29,6 +29,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from r1jax import sharding
+from r1jax.models import transformer
 from r1jax.models.config import ModelConfig
 from r1jax.sharding import Partition
 
@@ -48,14 +49,13 @@ def pass_seconds(run: Callable[[int], None], tries: int) -> float:
   return min(seconds(passes) for _ in range(tries)) / passes
 
 
-def products(partition: Partition, *, transposed: bool, backward: bool) -> Callable:
+def products(partition: Partition, *, backward: bool) -> Callable:
   """Compiles (passes, x_BI, y_BO, list of w_IO) -> a number, rows split over devices.
 
   A pass is all products, each an iteration of its own: they are computed in turn, and
   nothing is copied.
 
   Args:
-    transposed: the matrices are stored [O, I], like an embedding that is the head.
     backward: with both gradients, y_BO standing for that of the output.
   """
   batch, whole = partition.pspec(("batch",)), PartitionSpec()
@@ -69,21 +69,27 @@ def products(partition: Partition, *, transposed: bool, backward: bool) -> Calla
     check_vma=False,
   )
   def run(passes, x_BI, y_BO, weights):
-    kinds = [lambda w_IO: x_BI @ w_IO]
+    kinds = [lambda x_BI, y_BO, w_IO: x_BI @ w_IO]
     if backward:
-      kinds += [lambda w_IO: y_BO @ w_IO.T, lambda _: x_BI.T @ y_BO]
+      kinds.append(lambda x_BI, y_BO, w_IO: y_BO @ w_IO.T)
+      kinds.append(lambda x_BI, y_BO, w_IO: x_BI.T @ y_BO)
 
-    def branch(kind, stored):
-      return lambda: _one_of(kind(stored.T if transposed else stored))
+    def branch(kind, w_IO):
+      return lambda x_BI, y_BO: _one_of(kind(x_BI, y_BO, w_IO))
 
-    branches = [branch(kind, stored) for stored in weights for kind in kinds]
+    branches = [branch(kind, w_IO) for w_IO in weights for kind in kinds]
 
     def one(i, total):
-      return total + jax.lax.switch(i % len(branches), branches)
+      return total + jax.lax.switch(i % len(branches), branches, *_again(i, x_BI, y_BO))
 
     return jax.lax.fori_loop(0, passes * len(branches), one, 0.0)[None]
 
   return run
+
+
+def _again(i: jax.Array, *arrays: jax.Array) -> tuple[jax.Array, ...]:
+  """The same arrays; to the compiler others, so that no iteration's work is saved."""
+  return jax.lax.optimization_barrier((*arrays, i))[:-1]
 
 
 def _one_of(out: jax.Array) -> jax.Array:
@@ -109,14 +115,13 @@ def seconds_a_row(
   Args:
     params: in the compute dtype.
   """
-  groups, transposed = _matrices(c, params, part)
+  groups = _matrices(c, params, part)
   ways = [partition, sharding.single_device()][: 1 + (partition.mesh.size > 1)]
 
   def seconds(way: Partition, weights: list[jax.Array]) -> float:
-    run = products(way, transposed=transposed, backward=backward)
-    sizes = weights[0].shape[:: -1 if transposed else 1]
-    key = jax.random.key(0)
-    sides = [jax.random.normal(key, (rows, size), weights[0].dtype) for size in sizes]
+    run = products(way, backward=backward)
+    w_IO, key = weights[0], jax.random.key(0)
+    sides = [jax.random.normal(key, (rows, size), w_IO.dtype) for size in w_IO.shape]
     x_BI, y_BO = jax.device_put(sides, way.sharding("batch"))
     weights = jax.device_put(weights, way.sharding())
     return pass_seconds(
@@ -126,20 +131,17 @@ def seconds_a_row(
   return min(sum(seconds(way, same) for same in groups) for way in ways) / rows
 
 
-def _matrices(
-  c: ModelConfig, params: dict, part: str
-) -> tuple[list[list[jax.Array]], bool]:
-  """Matrices of one shape together, and whether they are stored [O, I]."""
+def _matrices(c: ModelConfig, params: dict, part: str) -> list[list[jax.Array]]:
+  """[I, O] each, those of one shape together."""
   if part == "head":
-    tied = "head" not in params
-    return [[params["embed" if tied else "head"]]], tied
+    return [[transformer.head_matrix(params)]]
   attn, mlp = params["layers"]["attn"], params["layers"]["mlp"]
   stacks = [w.reshape(c.depth, c.width, -1) for w in (attn["q"], attn["k"], attn["v"])]
   stacks += [attn["o"].reshape(c.depth, -1, c.width), *mlp.values()]
   by_shape: dict[tuple[int, ...], list[jax.Array]] = {}
   for stack in stacks:
     by_shape.setdefault(stack.shape, []).extend(stack)
-  return list(by_shape.values()), False
+  return list(by_shape.values())
 
 
 def read_bytes_per_s(num_bytes: int, tries: int) -> float:
@@ -150,8 +152,7 @@ def read_bytes_per_s(num_bytes: int, tries: int) -> float:
   @jax.jit
   def sums(passes, array):
     def one(i, total):
-      same, _ = jax.lax.optimization_barrier((array, i))  # so that each pass reads it
-      return total + _one_of(same.sum(axis=1))
+      return total + _one_of(_again(i, array)[0].sum(axis=1))
 
     return jax.lax.fori_loop(0, passes, one, 0.0)
 

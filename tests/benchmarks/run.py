@@ -5,8 +5,9 @@
 
 NAME is `rollout` (weights to the sampler, answers to the host), `score` (the scoring
 pass of one mini-batch), `update` (its forward and backward pass and AdamW, reference
-log-probs given), or `all`, which starts a process for each. MODEL is `smollm2`, 8
-prompts x 8 samples of 64 + 128 tokens, `quickstart` with its own shapes, or a path.
+log-probs given), or `all`, which starts a process for each. MODEL is `smollm2` (random
+weights where models/ lacks the file) or a path, both with 8 prompts x 8 samples of 64 +
+128 tokens, or `quickstart` with its own shapes.
 
 What runs are the functions that the stage calls, on random tokens, every prompt and
 answer as long as may be. Text, rewards and packing are not timed. Tokens counted are,
@@ -61,7 +62,7 @@ def measure(name: str, model: str, changes: Sequence[str], repeats: int) -> dict
     "model": model if model in MODELS else run.model.name,
     "dtype": np.dtype(run.compute_dtype).name,
     "device": device_name(),
-    "versions": train._versions() | {"commit": train._git_commit()},
+    "versions": train.versions() | {"commit": train.git_commit()},
     "settings": {
       "weights": config["model"]["path"] or f"random, seed {run.seed}",
       "tokens": "random, seed 0, no stop token",
