@@ -162,7 +162,7 @@ def grpo() -> ConfigDict:
   )
   s.eval = ConfigDict(
     {
-      "every": 10,  # steps
+      "every": 10,  # steps; 0: before the first and after the last alone
       "sets": ConfigDict(),  # name -> settings as of `data`
       "max_tokens": 32_768,
       "batch": 512,  # problems answered at a time

@@ -267,6 +267,7 @@ def closing(
   *,
   command: Sequence[str],
   seconds: float,
+  is_done: bool = True,
   report: str | Path | None = None,
   console: Console | None = None,
 ) -> None:
@@ -275,9 +276,10 @@ def closing(
   Args:
     command: the words of the command, which continues the run where it is not done.
     seconds: what the run took.
+    is_done: False where it was stopped.
     report: the page, where one was written.
   """
-  rows = {"done in": duration(seconds)}
+  rows = {"done in" if is_done else "stopped after": duration(seconds)}
   if report is not None:
     rows["report"] = str(report)
   rows["samples"] = str(Path(workdir) / "samples")

@@ -16,6 +16,7 @@ import errno
 import json
 import os
 import platform
+import shlex
 import signal
 import subprocess
 import sys
@@ -156,7 +157,7 @@ def train(
         folder / "config.json",
         {
           "config": plain,
-          "command": " ".join(command),
+          "command": shlex.join(command),
           "git": git_commit(),
           "versions": versions(),
           "devices": [str(device) for device in jax.devices()],
@@ -176,7 +177,8 @@ def train(
           raise setup.relocated(e, name, plain) from e
     except Stopped as e:
       run.say(f"{e}; the same command continues")
-      code = 128 + stop.number
+      # Another host may have been the one that was told.
+      code = 128 + (stop.number or signal.SIGTERM)
     with watchdog.phase("report"):
       page = report.write_report(folder) if is_main else None
     if jax.process_count() > 1:
@@ -185,6 +187,7 @@ def train(
     folder,
     command=command,
     seconds=time.monotonic() - began,
+    is_done=code == 0,
     report=page,
     console=console,
   )

@@ -378,25 +378,16 @@ def check_failed_save(folder, state, checkpoints):
   assert {p.name for p in folder.iterdir()} == {"10"}
 
 
-def test_full_disk(tmp_path):
-  """A file system of 4 MB that holds one checkpoint and not two."""
-  mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(tmp_path)]
-  if (
-    shutil.which("mount") is None
-    or subprocess.run(mount, capture_output=True, check=False).returncode
-  ):
-    pytest.skip("mounting a small file system needs root")
-  try:
-    rng = np.random.default_rng(0)
-    state = {"w": jnp.asarray(rng.normal(size=(600, 1000)), jnp.float32)}
-    folder = tmp_path / "c"
-    checkpoints = Checkpoints(folder)
-    checkpoints.save(10, state, {})
-    check_failed_save(folder, state, checkpoints)
-    checkpoints.close()
-    assert_same_bits(Checkpoints(folder).restore(abstract(state))[0], state)
-  finally:
-    subprocess.run(["umount", str(tmp_path)], check=True)
+def test_full_disk(small_disk):
+  """A file system that holds one checkpoint and not two."""
+  rng = np.random.default_rng(0)
+  state = {"w": jnp.asarray(rng.normal(size=(600, 1000)), jnp.float32)}
+  folder = small_disk / "c"
+  checkpoints = Checkpoints(folder)
+  checkpoints.save(10, state, {})
+  check_failed_save(folder, state, checkpoints)
+  checkpoints.close()
+  assert_same_bits(Checkpoints(folder).restore(abstract(state))[0], state)
 
 
 def test_folder_that_cannot_be_made(tmp_path):

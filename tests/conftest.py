@@ -1,8 +1,15 @@
-"""Settings of all tests."""
+"""Settings of all tests, and a finished run that several look at."""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
 
 import jax
 import pytest
 
+ROOT = pathlib.Path(__file__).parents[1]
 # Folders whose programs are tiny: they compile far longer than they run.
 _TINY = ("models", "sampling", "training", "objectives")
 
@@ -15,3 +22,60 @@ def _quick_compilation(request):
   jax.config.update("jax_disable_most_optimizations", before or tiny)
   yield
   jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(scope="session", name="train")
+def _train(tmp_path_factory):
+  """Starts r1jax.train on small_run.py (unless told otherwise), as a process.
+
+  What one of them has compiled, the next ones find in a cache.
+  """
+  environment = os.environ | {
+    "JAX_PLATFORMS": "cpu",
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+  }
+  started = []
+
+  def start(*args, config="tests/small_run.py", program=("-m", "r1jax.train")):
+    words = [*program, *([f"--config={config}"] if config else []), *args]
+    started.append(
+      subprocess.Popen(
+        [sys.executable, *map(str, words)],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+      )
+    )
+    return started[-1]
+
+  yield start
+  for process in started:
+    process.kill()
+
+
+@pytest.fixture(scope="session", name="small_run")
+def _small_run(train, tmp_path_factory):
+  """The folder of small_run.py run to its end; not to be written to."""
+  folder = tmp_path_factory.mktemp("small") / "a run"
+  process = train(f"--workdir={folder}")
+  _, errors = process.communicate(timeout=600)
+  assert process.returncode == 0, errors
+  return folder
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+  """A file system of 4 MB."""
+  mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(tmp_path)]
+  if (
+    shutil.which("mount") is None
+    or subprocess.run(mount, capture_output=True, check=False).returncode
+  ):
+    pytest.skip("mounting a small file system needs root")
+  yield tmp_path
+  subprocess.run(["umount", str(tmp_path)], check=True)

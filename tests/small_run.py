@@ -9,6 +9,7 @@ refresh of the reference; answers have many lengths.
 from ml_collections import ConfigDict
 
 from configs import common
+from r1jax import metrics
 
 
 def get_config(arg=None):
@@ -60,3 +61,12 @@ def chains(split, *, size):
   return common.gym_task(
     "op_chain", name=split, size=size, min_steps=1, max_steps=2, split=split
   )
+
+
+def numbers(workdir):
+  """Lines of metrics without what depends on the clock and on this start."""
+  own = ("time", "compile/count")
+  return [
+    {k: v for k, v in line.items() if not k.startswith(own) and "tokens_per_s" not in k}
+    for line in metrics.read(workdir)
+  ]

@@ -62,6 +62,7 @@ REQUIREMENTS = {
       "objectives/reduce_test.py::test_packing_changes_nothing",
       "objectives/sft_test.py::test_splits_add_up",
       "training/step_test.py::test_any_split_into_microbatches_gives_one_gradient",
+      "training/minibatches_test.py::test_denominators_by_hand",
       "multidevice/meshes_test.py::test_loss_and_gradient_are_those_of_one_device",
       "multidevice/processes_test.py::test_two_processes_are_one",
     ),
@@ -104,6 +105,11 @@ REQUIREMENTS = {
   10: Requirement(
     "a resumed run equals an unbroken one bit for bit",
     (
+      "resume_test.py::test_killed_and_then_stopped",
+      "resume_test.py::test_killed_in_every_phase",
+      "resume_test.py::test_ctrl_c",
+      "resume_test.py::test_damaged_last_checkpoint",
+      "resume_test.py::test_full_disk",
       "checkpoints_test.py::test_kill_in_the_middle_of_a_save",
       "data/stream_test.py::StreamTest::test_a_step_needs_no_history",
       "metrics_test.py::test_truncate_goes_back_to_a_checkpoint",
@@ -119,8 +125,12 @@ REQUIREMENTS = {
   ),
   12: Requirement(
     "nothing compiles after step 0, whatever the lengths",
-    ("training/step_test.py::test_update_compiles_once_and_donates",),
-    open="a whole run over mixed lengths; the plan of memory before step 0",
+    (
+      "train_test.py::test_nothing_compiles_after_the_first_step",
+      "training/step_test.py::test_update_compiles_once_and_donates",
+      "training/minibatches_test.py::test_any_lengths_fit_one_shape",
+    ),
+    open="the plan of memory before step 0",
   ),
   13: Requirement(
     "a prompt is prefilled once for its group; idle slot-steps are counted",
@@ -134,6 +144,8 @@ REQUIREMENTS = {
     (
       "objectives/advantages_test.py::test_equal_rewards_give_exactly_zero",
       "training/step_test.py::test_update_with_nothing_to_train_on_is_no_update",
+      "stages/grpo_test.py::test_groups_without_a_signal_are_counted",
+      "train_test.py::test_every_line_has_the_names_that_scripts_read",
     ),
   ),
   15: Requirement(
@@ -143,10 +155,19 @@ REQUIREMENTS = {
       "objectives/reduce_test.py::TestTruncated"
       "::test_mask_drops_tokens_and_keeps_the_baseline",
       "objectives/reduce_test.py::TestTruncated::test_penalise_lowers_the_reward_first",
+      "training/minibatches_test.py::test_denominators_by_hand",
+      "training/minibatches_test.py::test_a_part_in_which_all_is_masked",
       "report_test.py::test_warnings_stand_at_the_top",
     ),
   ),
-  16: Requirement("a score can be made again", open="no evaluation command yet"),
+  16: Requirement(
+    "a score can be made again",
+    (
+      "train_test.py::test_every_answer_is_kept",
+      "train_test.py::test_config_json_is_enough_to_run_it_again",
+    ),
+    open="no evaluation command yet",
+  ),
   17: Requirement(
     "the quick start reaches its figure (`.ci/run` runs it)",
     ("quickstart_figure_test.py::test_each_miss_is_said",),
@@ -172,6 +193,7 @@ REQUIREMENTS = {
       "sampling/decode_test.py::test_changing_controls_and_keys_compiles_nothing",
       "sampling/logits_test.py::test_changing_controls_compiles_nothing",
       "training/logprobs_test.py::test_temperature_is_traced",
+      "train_test.py::test_nothing_compiles_after_the_first_step",
       "training/step_test.py::test_update_compiles_once_and_donates",
     ),
   ),
@@ -179,6 +201,8 @@ REQUIREMENTS = {
     "a draw is a function of seed, step, problem, sample and position",
     (
       "prng_test.py::test_keys_differ_by_seed_purpose_and_step",
+      "stages/grpo_test.py::test_the_order_of_rows_is_a_function_of_seed_stage_and_step",
+      "train_test.py::test_settings_that_may_differ_change_no_number",
       "sampling/decode_test.py::test_slots_and_queue_order_change_nothing",
       "sampling/decode_test.py::test_a_subset_alone_draws_the_same",
       "sampling/decode_test.py::test_draws_differ_by_step_problem_and_sample",
@@ -189,6 +213,7 @@ REQUIREMENTS = {
   22: Requirement(
     "samples can be seen: in JSONL, on the terminal, on the page",
     (
+      "train_test.py::test_every_answer_is_kept",
       "metrics_test.py::test_samples_are_written_whole_under_their_name",
       "terminal_test.py::test_sample_dims_thinking_and_escapes_what_a_model_wrote",
       "report_test.py::test_the_same_problems_side_by_side",
@@ -197,6 +222,7 @@ REQUIREMENTS = {
   23: Requirement(
     "each reward part is logged; weights and normalisation are settings",
     (
+      "train_test.py::test_every_line_has_the_names_that_scripts_read",
       "rewards/combine_test.py::test_parts_without_weight_change_nothing",
       "rewards/combine_test.py::test_per_part_normalisation_evens_out_spreads",
     ),

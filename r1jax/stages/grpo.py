@@ -212,7 +212,8 @@ def train_grpo(run: Run, name: str, config: Mapping[str, Any]) -> None:
       if run.is_main:
         warn_truncated(step, cut_QG.mean())
       state = {"train": train} | ({"ref": ref_params} if has_reference else {})
-      due = step % config["eval"]["every"] == 0 or step == config["num_steps"]
+      every = config["eval"]["every"]
+      due = step == config["num_steps"] or (every > 0 and step % every == 0)
       stage.end_step(
         step,
         {

@@ -113,11 +113,16 @@ def stage_configs(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
   for name in names:
     if not isinstance(config.get(name), Mapping):
       raise InputError(f"config.stages names {name!r}, and there is no config.{name}")
+  known = {*GLOBAL, *names, *(key for kind in _VALUES for key in _wanted(kind))}
+  for key, value in config.items():
+    # Settings of a stage that is not run may stay.
+    if key not in known and not (isinstance(value, Mapping) and "kind" in value):
+      raise InputError(f"config.{key} is not known{nearest(key, known)}")
   found = {}
   for place, name in enumerate(names):
     own = config[name]
     kind = one_of(own.get("kind", ""), STAGES, key=f"config.{name}.kind")
-    wanted = (*SECTIONS[kind], *_VALUES[kind])
+    wanted = _wanted(kind)
     shared = {k: v for k, v in config.items() if k in wanted and k not in GLOBAL}
     settings = shared | own
     _check(settings, dict.fromkeys(wanted, True), f"config.{name}")
@@ -131,6 +136,10 @@ def stage_configs(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
       )
     found[name] = settings
   return found
+
+
+def _wanted(kind: str) -> tuple[str, ...]:
+  return (*SECTIONS[kind], *_VALUES[kind])
 
 
 def _check(section: Mapping[str, Any], fields: Mapping[str, bool], where: str) -> None:

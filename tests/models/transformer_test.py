@@ -228,7 +228,7 @@ def test_remat_policies_give_equal_gradients_and_keep_less():
 
 def test_unknown_remat_names_the_nearest():
   rows = tiny.plain_rows(sequences(9, 9))
-  with pytest.raises(InputError, match=r"config\.update\.remat='dot'.*'dots'"):
+  with pytest.raises(InputError, match=r"config\.training\.remat='dot'.*'dots'"):
     compiled(GQA, remat="dot")(tiny.params(GQA), rows.tokens_BL, rows.positions_BL)
 
 

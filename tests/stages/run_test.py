@@ -1,0 +1,34 @@
+"""What counts as another config."""
+
+import pytest
+
+from r1jax.stages.run import differences
+
+
+def settings(num_steps=10, schedule="constant", **more):
+  optim = {"schedule": schedule, "eps": 1e-8}
+  return {"num_steps": num_steps, "optim": optim, "stop": [1], **more}
+
+
+def test_settings_that_differ_are_named_by_their_path():
+  before = settings(stop=[1, 2], old={"a": 1}) | {"optim": {"eps": 1e-8}}
+  assert differences(before, settings(new=0)) == [
+    "new was None and is now 0",
+    "old.a was 1 and is now None",
+    "optim.schedule was None and is now 'constant'",
+    "stop was [1, 2] and is now [1]",
+  ]
+  assert differences(settings(), settings()) == []
+
+
+@pytest.mark.parametrize(
+  ("before", "now", "same"),
+  [
+    (settings(10), settings(11), True),
+    (settings(11), settings(10), False),
+    # A rate that falls towards the last step was another from the first one on.
+    (settings(10, "cosine"), settings(11, "cosine"), False),
+  ],
+)
+def test_a_run_may_go_on_for_longer(before, now, same):
+  assert (differences(before, now) == []) == same
