@@ -38,7 +38,7 @@ from r1jax.errors import InputError
 from r1jax.models import transformer
 from r1jax.sharding import TRAIN_RULES, Partition
 from r1jax.stages import setup
-from r1jax.stages.run import Run, Stopped, is_done
+from r1jax.stages.run import Run, Stopped, begin, is_done
 from r1jax.watchdog import PhaseClock, Watchdog
 
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy", "ml-collections")
@@ -150,7 +150,8 @@ def train(
       workdir=folder,
       console=console,
     )
-    done = _finished(run, plain, stages)
+    made_from = _made_from(run, plain, stages)
+    done = {name: is_done(run, name, made_from[name]) for name in stages}
     code = 0
     if is_main:
       checkpoints.write_json(
@@ -165,16 +166,22 @@ def train(
           "num_params": num_params,
         },
       )
+    left = [name for name in stages if not done[name]]
+    for name in stages:
+      if done[name]:
+        run.say(f"{name}: done before with these settings, kept")
     try:
-      for name, settings in stages.items():
-        if done[name]:
-          run.say(f"{name}: done before with these settings, kept")
-          continue
-        try:
-          with watchdog.phase(name):
-            setup.STAGES[settings["kind"]](run, name, settings)
-        except InputError as e:
-          raise setup.relocated(e, name, plain) from e
+      # All are prepared before the first is run: a mistake in the last shows at once.
+      prepared = {}
+      for name in left:
+        with watchdog.phase("prepare"), setup.keys_of(name, plain):
+          prepare, _ = setup.STAGES[stages[name]["kind"]]
+          prepared[name] = prepare(run, name, stages[name])
+      for name in left:
+        begin(run, name, made_from[name])
+        with watchdog.phase(name), setup.keys_of(name, plain):
+          _, run_stage = setup.STAGES[stages[name]["kind"]]
+          run_stage(run, name, stages[name], prepared.pop(name))
     except Stopped as e:
       run.say(f"{e}; the same command continues")
       # Another host may have been the one that was told.
@@ -237,13 +244,13 @@ def _refuse_other_stages(folder: Path, stages: Mapping[str, Any]) -> None:
     )
 
 
-def _finished(
+def _made_from(
   run: Run, config: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any]]
-) -> dict[str, bool]:
-  """{stage: whether nothing is left to do}; looks at all before any is run."""
-  done, digests = {}, {"": trees.digest(repr(config["model"]["path"]))}
+) -> dict[str, dict[str, Any]]:
+  """{stage: all that its result depends on}, its input by a digest of the same."""
+  found, digests = {}, {"": trees.digest(repr(config["model"]["path"]))}
   for name, settings in stages.items():
-    all_of_it = setup.depends_on(
+    found[name] = setup.depends_on(
       settings,
       {
         "seed": run.seed,
@@ -252,9 +259,8 @@ def _finished(
         "input": digests[settings["init"]],
       },
     )
-    digests[name] = trees.digest(json.dumps(all_of_it, sort_keys=True, default=list))
-    done[name] = is_done(run, name, all_of_it)
-  return done
+    digests[name] = trees.digest(json.dumps(found[name], sort_keys=True))
+  return found
 
 
 def _bytes_per_device(run: Run, stages: Mapping[str, Mapping[str, Any]]) -> int:

@@ -86,7 +86,7 @@ def test_missing_model_file(config, tmp_path):
   config.tokenizer.path = ""
   config.model.path = "/absent.gguf"
   text = refusal(config, tmp_path)
-  assert text.startswith("model: '/absent.gguf' does not exist; give a .gguf file")
+  assert text.startswith("config.model.path: '/absent.gguf' does not exist; give a")
 
 
 def test_tokenizer_of_another_model(config, tmp_path):

@@ -248,7 +248,7 @@ def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
   """
   path, given = pathlib.Path(path), str(path)
   if not given or not path.exists():
-    raise InputError(f"tokenizer: {given!r} does not exist")
+    raise InputError(f"config.tokenizer.path: {given!r} does not exist")
   if path.is_dir():
     return load_tokenizer(_file_in(path))
   if path.suffix == ".json":
@@ -258,8 +258,8 @@ def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
   if path.suffix == ".model":
     return _load_sentencepiece(path)
   raise InputError(
-    f"tokenizer: {str(path)!r} ends in {path.suffix!r}; allowed: .model, .json, "
-    ".gguf, or a folder with one of them"
+    f"config.tokenizer.path: {str(path)!r} ends in {path.suffix!r}; allowed: "
+    ".model, .json, .gguf, or a folder with one of them"
   )
 
 
@@ -268,11 +268,14 @@ def _file_in(folder: pathlib.Path) -> pathlib.Path:
     found = sorted(folder.glob(pattern))
     if len(found) > 1:
       names = ", ".join(file.name for file in found)
-      raise InputError(f"tokenizer: {str(folder)!r} has several: {names}; name one")
+      raise InputError(
+        f"config.tokenizer.path: {str(folder)!r} has several: {names}; name one"
+      )
     if found:
       return found[0]
   raise InputError(
-    f"tokenizer: {str(folder)!r} has no tokenizer.json, no .model and no .gguf file"
+    f"config.tokenizer.path: {str(folder)!r} has no tokenizer.json, no .model "
+    "and no .gguf file"
   )
 
 

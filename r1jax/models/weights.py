@@ -16,8 +16,9 @@ def _resolve(path: str | os.PathLike) -> pathlib.Path:
   given, path = str(path), pathlib.Path(path)
   if not given or not path.exists():
     raise InputError(
-      f"model: {given!r} does not exist; give a .gguf file or a Hugging Face folder "
-      "(`bash launch/fetch_smollm2.sh` brings SmolLM2-135M-Instruct into models/)"
+      f"config.model.path: {given!r} does not exist; give a .gguf file or a Hugging "
+      "Face folder (`bash launch/fetch_smollm2.sh` brings SmolLM2-135M-Instruct into "
+      "models/)"
     )
   if path.is_file() and path.suffix == ".gguf":
     return path
@@ -28,8 +29,8 @@ def _resolve(path: str | os.PathLike) -> pathlib.Path:
     return found[0]
   names = ", ".join(file.name for file in found) or "no config.json and no .gguf"
   raise InputError(
-    f"model: {given!r} is not a model ({names}); give one .gguf file or a Hugging Face "
-    "folder with config.json"
+    f"config.model.path: {given!r} is not a model ({names}); give one .gguf file or "
+    "a Hugging Face folder with config.json"
   )
 
 

@@ -8,6 +8,7 @@ Letters: Q problems, G samples per problem, B = Q * G rows of the rollout; of th
 M microbatches, B rows in each, L tokens in a row.
 """
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -39,7 +40,60 @@ _CONTROLS = ("temperature", "top_k", "top_p", "min_p")
 _TRUNCATED_WARNING = 0.2
 
 
-def train_grpo(run: Run, name: str, config: Mapping[str, Any]) -> None:
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+  """What a stage has read and checked before any stage begins.
+
+  Attributes:
+    order: the problems of each step.
+    prompts: problem id -> token ids.
+    eval_sets: name -> problems.
+    layout: where each answer goes in an update, settings of `room`.
+  """
+
+  order: stream.Stream[Problem]
+  prompts: Mapping[str, list[int]]
+  eval_sets: Mapping[str, Sequence[Problem]]
+  layout: Mapping[str, int]
+
+
+def prepare_grpo(run: Run, name: str, config: Mapping[str, Any]) -> Prepared:
+  """Reads the data; raises InputError on what would not work later."""
+  rollout, training = config["rollout"], config["training"]
+  if not rollout["temperature"] > 0:
+    raise InputError(
+      f"config.rollout.temperature={rollout['temperature']}: must be above 0; equal "
+      "answers teach nothing"
+    )
+  layout = {
+    "parts": training["minibatches"],
+    "rows": training["rows"],
+    "row_length": training["row_length"],
+    "longest": rollout["prompt_length"] + rollout["max_tokens"],
+    "shards": run.partition.size("batch"),
+  }
+  room(rollout["prompts"] * rollout["group_size"], **layout)
+  optim.make_optimizer(**config["optim"])
+  train_set, eval_sets = load(run, name, config)
+  encode = functools.partial(
+    templates.encode,
+    tokenizer=run.tokenizer,
+    length=rollout["prompt_length"],
+    **config["template"],
+  )
+  for held_out in eval_sets.values():
+    encode(held_out)
+  ids = [problem.id for problem in train_set]
+  order = stream.Stream(
+    train_set, batch=rollout["prompts"], seed=run.seed, key="config.rollout.prompts"
+  )
+  prompts = dict(zip(ids, encode(train_set), strict=True))
+  return Prepared(order, prompts, eval_sets, layout)
+
+
+def train_grpo(
+  run: Run, name: str, config: Mapping[str, Any], prepared: Prepared
+) -> None:
   """Walks `num_steps` rollouts and their updates; leaves a checkpoint of the last.
 
   Config: `data` and `eval.sets` (`data.problems.load_problems`), `template`, `init` (a
@@ -48,38 +102,6 @@ def train_grpo(run: Run, name: str, config: Mapping[str, Any]) -> None:
   """
   root = prng.root(run.seed)
   rollout_config, loss_config = config["rollout"], config["loss"]
-  training = config["training"]
-  template = config["template"]
-  if not rollout_config["temperature"] > 0:
-    raise InputError(
-      f"config.rollout.temperature={rollout_config['temperature']}: must be above 0; "
-      "equal answers teach nothing"
-    )
-  # Where each answer goes in an update; what does not fit is said before work begins.
-  layout = {
-    "parts": training["minibatches"],
-    "rows": training["rows"],
-    "row_length": training["row_length"],
-    "longest": rollout_config["prompt_length"] + rollout_config["max_tokens"],
-    "shards": run.partition.size("batch"),
-  }
-  room(rollout_config["prompts"] * rollout_config["group_size"], **layout)
-  train_set, eval_sets = load(run, name, config)
-  prompt_ids = dict(
-    zip(
-      [problem.id for problem in train_set],
-      templates.encode(
-        train_set, run.tokenizer, length=rollout_config["prompt_length"], **template
-      ),
-      strict=True,
-    )
-  )
-  problem_stream = stream.Stream(
-    train_set,
-    batch=rollout_config["prompts"],
-    seed=run.seed,
-    key="config.rollout.prompts",
-  )
   optimizer, rate = optim.make_optimizer(**config["optim"])
   shardings = states.state_shardings(run.model, optimizer, run.partition, np.float32)
   batch_sharding = run.partition.sharding(None, "batch")
@@ -117,14 +139,14 @@ def train_grpo(run: Run, name: str, config: Mapping[str, Any]) -> None:
       if has_reference:
         state["ref"] = copy(params)
     train, ref_params = state["train"], state.get("ref")
-    pool.warm(train_set)
+    pool.warm(prepared.order.at(0))
     evaluation = None
-    if eval_sets:
+    if prepared.eval_sets:
       evaluation = Evaluation(
         run,
         name,
-        eval_sets,
-        template=template,
+        prepared.eval_sets,
+        template=config["template"],
         pool=pool,
         weights=config["reward"]["weights"],
         prompt_length=rollout_config["prompt_length"],
@@ -135,8 +157,8 @@ def train_grpo(run: Run, name: str, config: Mapping[str, Any]) -> None:
         stage.evaluation(0, functools.partial(evaluation, params, 0))
 
     for step in range(stage.first_step, config["num_steps"] + 1):
-      asked = problem_stream.at(step - 1)
-      prompts = [prompt_ids[problem.id] for problem in asked]
+      asked = prepared.order.at(step - 1)
+      prompts = [prepared.prompts[problem.id] for problem in asked]
       with run.clock("rollout"):
         weights = sampler.weights(train.params)
         key = prng.at(root, f"{name}/rollout", step)
@@ -167,7 +189,7 @@ def train_grpo(run: Run, name: str, config: Mapping[str, Any]) -> None:
           logp=[rollout.logp_BT[row, :n] for row, n in enumerate(rollout.length_B)],
           advantage=advantage_QG.reshape(-1),
           trained=trained_QG.reshape(-1),
-          **layout,
+          **prepared.layout,
           reduction=loss_config["reduction"],
           length_constant=loss_config["length_constant"],
         )
@@ -191,7 +213,7 @@ def train_grpo(run: Run, name: str, config: Mapping[str, Any]) -> None:
           merge(seen, more)
 
       refresh_every = config["reference"]["refresh_every"]
-      if has_reference and refresh_every and step % refresh_every == 0:
+      if has_reference and refresh_every > 0 and step % refresh_every == 0:
         ref_params = copy(train.params)
 
       lines = records(
@@ -232,7 +254,7 @@ def train_grpo(run: Run, name: str, config: Mapping[str, Any]) -> None:
           **group_metrics(parts_QG["accuracy"]),
           **{key: value.value() for key, value in seen.items()},
           "optim/lr": learning_rate,
-          "data/epoch": problem_stream.epoch(step),
+          "data/epoch": prepared.order.epoch(step),
           "pack/waste": padding,
         },
         state,

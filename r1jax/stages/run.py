@@ -30,6 +30,7 @@ from r1jax.terminal import Progress
 from r1jax.watchdog import PhaseClock, Watchdog
 
 ON_CHANGE = ("error", "rerun")
+_SETTINGS = "settings.json"
 
 
 class Stopped(Exception):
@@ -98,39 +99,52 @@ class Run:
 def is_done(run: Run, stage: str, settings: Mapping[str, Any]) -> bool:
   """Whether a stage has been run to its end with these settings.
 
-  A stage that was run with others is an error, or with `run.on_change` "rerun" loses
-  its checkpoints and samples, so that it starts again.
-
   Args:
     settings: JSON-like, all that the result of the stage depends on.
+
+  Raises:
+    InputError: it was run with others, and `run.on_change` is "error".
   """
   one_of(run.on_change, ON_CHANGE, key="config.on_change")
-  folder = run.folder(stage)
-  path = folder / "settings.json"
-  steps = Checkpoints(folder).steps()
-  settings = json.loads(json.dumps(settings))
-  if steps and path.exists():
-    made_with = json.loads(path.read_text())
-    changed = differences(made_with, settings)
-    if changed and run.on_change == "error":
-      more = f"; and {len(changed) - 4} more" if len(changed) > 4 else ""
-      raise InputError(
-        f"--workdir={run.workdir} holds stage {stage!r} of another config: "
-        f"{'; '.join(changed[:4])}{more}. Choose another --workdir, set it back, or "
-        f"give --config.on_change=rerun to run {stage!r} and what follows from it again"
-      )
-    if not changed:
-      return _taken_up(run, folder, steps) >= settings["num_steps"]
+  changed = _changed(run, stage, settings)
+  if changed and run.on_change == "error":
+    more = f"; and {len(changed) - 4} more" if len(changed) > 4 else ""
+    raise InputError(
+      f"--workdir={run.workdir} holds stage {stage!r} of another config: "
+      f"{'; '.join(changed[:4])}{more}. Choose another --workdir, set it back, or "
+      f"give --config.on_change=rerun to run {stage!r} and what follows from it again"
+    )
+  steps = Checkpoints(run.folder(stage)).steps()
+  if changed or not steps:
+    return False
+  return _taken_up(run, run.folder(stage), steps) >= settings["num_steps"]
+
+
+def begin(run: Run, stage: str, settings: Mapping[str, Any]) -> None:
+  """Notes the settings of a stage that is about to run.
+
+  One that was run with others loses its checkpoints and samples, and so starts again.
+  """
+  changed = _changed(run, stage, settings)
+  if changed:
     run.say(f"{stage}: runs again, since {'; '.join(changed)}")
   _sync("r1jax:settings")
   if run.is_main:
-    if steps:
+    folder = run.folder(stage)
+    if changed:
       for old in (run.workdir / "samples" / stage, folder):
         shutil.rmtree(old, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(path, settings)
+    write_json(folder / _SETTINGS, settings)
   _sync("r1jax:settings written")
-  return False
+
+
+def _changed(run: Run, stage: str, settings: Mapping[str, Any]) -> list[str]:
+  """What differs from the settings that the checkpoints of a stage were made with."""
+  path = run.folder(stage) / _SETTINGS
+  if not path.exists() or not Checkpoints(run.folder(stage)).steps():
+    return []
+  return differences(json.loads(path.read_text()), json.loads(json.dumps(settings)))
 
 
 def _taken_up(run: Run, folder: Path, steps: list[int]) -> int:

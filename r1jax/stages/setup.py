@@ -4,11 +4,12 @@ A config names its stages in order; `config.NAME` holds the settings of the stag
 Other sections are shared: a stage sees those that it does not have itself.
 """
 
+import contextlib
 import dataclasses
 import functools
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,8 @@ from r1jax.models.presets import PRESETS
 from r1jax.objectives.advantages import group_advantages
 from r1jax.objectives.grpo import grpo
 from r1jax.sharding import Partition
-from r1jax.stages.grpo import train_grpo
-from r1jax.stages.sft import train_sft
+from r1jax.stages.grpo import prepare_grpo, train_grpo
+from r1jax.stages.sft import prepare_sft, train_sft
 from r1jax.training import state as states
 
 # Sections that concern the run as a whole; stages do not see them.
@@ -95,7 +96,11 @@ _VALUES = {
   "sft": ("kind", "init", "num_steps", "train_on"),
   "grpo": ("kind", "init", "num_steps", "decontaminate"),
 }
-STAGES: dict[str, Callable] = {"sft": train_sft, "grpo": train_grpo}
+# Kind of stage -> (reads and checks, runs with what was read).
+STAGES: dict[str, tuple[Callable, Callable]] = {
+  "sft": (prepare_sft, train_sft),
+  "grpo": (prepare_grpo, train_grpo),
+}
 
 
 def stage_configs(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -153,19 +158,25 @@ def _check(section: Mapping[str, Any], fields: Mapping[str, bool], where: str) -
     raise InputError(f"{where}.{missing[0]} is missing")
 
 
-def relocated(error: InputError, name: str, config: Mapping[str, Any]) -> InputError:
-  """The error of a stage, with keys named where the config has them.
+@contextlib.contextmanager
+def keys_of(name: str, config: Mapping[str, Any]) -> Iterator[None]:
+  """Errors of a stage name keys where the config has them.
 
   Below the commands a key is `config.optim.eps`; it stands in `config.NAME.optim.eps`
   where the stage has a section `optim` of its own.
   """
-  own = config[name]
-  text = re.sub(
+  try:
+    yield
+  except InputError as e:
+    raise InputError(relocated(str(e), name, config)) from e
+
+
+def relocated(text: str, name: str, config: Mapping[str, Any]) -> str:
+  return re.sub(
     r"\bconfig\.(\w+)",
-    lambda found: f"config.{name}.{found[1]}" if found[1] in own else found[0],
-    str(error),
+    lambda key: f"config.{name}.{key[1]}" if key[1] in config[name] else key[0],
+    text,
   )
-  return InputError(text)
 
 
 def depends_on(settings: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:

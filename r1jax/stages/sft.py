@@ -23,7 +23,28 @@ from r1jax.types import Mean, TokenRows
 TRAIN_ON = ("all", "completion")
 
 
-def train_sft(run: Run, name: str, config: Mapping[str, Any]) -> None:
+def prepare_sft(
+  run: Run, name: str, config: Mapping[str, Any]
+) -> tuple[TokenRows, float]:
+  """All examples in rows of one length, and the share of padding in them.
+
+  Raises:
+    InputError: what would not work later.
+  """
+  del name
+  rows, shards = config["training"]["rows"], run.partition.size("batch")
+  if rows < 1 or rows % shards:
+    raise InputError(
+      f"config.training.rows={rows} does not split over {shards} devices; a multiple "
+      f"of {shards} is needed"
+    )
+  optim.make_optimizer(**config["optim"])
+  return packed(run, config)
+
+
+def train_sft(
+  run: Run, name: str, config: Mapping[str, Any], prepared: tuple[TokenRows, float]
+) -> None:
   """Walks `num_steps` batches of packed rows; leaves a checkpoint of the last.
 
   Config: `examples` (`data.examples.load_examples`), `template`, `init` (a stage, or ""
@@ -45,7 +66,7 @@ def train_sft(run: Run, name: str, config: Mapping[str, Any]) -> None:
     else:
       state = state["train"]
 
-    rows, waste = packed(run, config)
+    rows, waste = prepared
     num_rows = training["rows"] * training["microbatches"]
     order = stream.Stream(
       range(len(rows.tokens_BL)),
