@@ -38,7 +38,8 @@ from r1jax.errors import InputError
 from r1jax.models import transformer
 from r1jax.sharding import TRAIN_RULES, Partition
 from r1jax.stages import setup
-from r1jax.stages.run import Run, Stopped, begin, is_done
+from r1jax.stages.lineage import begin, is_done
+from r1jax.stages.run import Run, Stopped
 from r1jax.watchdog import PhaseClock, Watchdog
 
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy", "ml-collections")
@@ -309,6 +310,8 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
     flags.FLAGS.config.to_dict()  # a file that could not be read says so here
   except (AttributeError, LookupError) as e:
     _refuse(f"no such setting: {_innermost(e)}")
+  except ModuleNotFoundError as e:
+    _refuse(f"{e} by the config; run the command in the folder that holds configs/")
   except (flags.Error, OSError, InputError) as e:
     _refuse(e)
   return rest

@@ -37,6 +37,7 @@ REFUSED = {
   "type": ("--config.zero.num_steps=many", r"zero\.num_steps=many.*int"),
   "config_file": ("--config=configs/quickstat.py", r"configs/quickstat\.py.*No such"),
   "workdir": ("--workdir=", "--workdir=DIR is needed"),
+  "variant": ("--config=configs/quickstart.py:x", "FILE:x: no such variant"),
 }
 
 

@@ -9,9 +9,9 @@ import sys
 import numpy as np
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[2]
-CLOCKS = ("time", "compile/count")
+from tests import small_run
 
+ROOT = pathlib.Path(__file__).parents[2]
 pytestmark = [pytest.mark.multidevice, pytest.mark.slow]
 
 
@@ -32,16 +32,7 @@ def run(workdir, *command):
     check=False,
   )
   assert result.returncode == 0, result.stderr[-3000:]
-  lines = (workdir / "metrics.jsonl").read_text().splitlines()
-  return [json.loads(line) for line in lines], result.stdout
-
-
-def numbers(line):
-  return {
-    key: value
-    for key, value in line.items()
-    if not key.startswith(CLOCKS) and not key.endswith("tokens_per_s")
-  }
+  return small_run.numbers(workdir), result.stdout
 
 
 def test_two_processes_are_one(tmp_path):
@@ -55,7 +46,7 @@ def test_two_processes_are_one(tmp_path):
   )
   assert said.count("done in") == 1
   assert len(got) == len(want) > 40
-  for ours, theirs in zip(map(numbers, got), map(numbers, want), strict=True):
+  for ours, theirs in zip(got, want, strict=True):
     assert ours.keys() == theirs.keys()
     assert ours["stage"] == theirs["stage"]
     for key in ours.keys() - {"stage", "rollout/weights_checksum"}:

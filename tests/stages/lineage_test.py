@@ -2,7 +2,7 @@
 
 import pytest
 
-from r1jax.stages.run import differences
+from r1jax.stages.lineage import differences
 
 
 def settings(num_steps=10, schedule="constant", **more):
