@@ -45,12 +45,14 @@ class Prepared:
   """What a stage has read and checked before any stage begins.
 
   Attributes:
-    order: the problems of each step.
+    train_set: all problems to train on.
+    order: those of each step.
     prompts: problem id -> token ids.
     eval_sets: name -> problems.
     layout: where each answer goes in an update, settings of `room`.
   """
 
+  train_set: Sequence[Problem]
   order: stream.Stream[Problem]
   prompts: Mapping[str, list[int]]
   eval_sets: Mapping[str, Sequence[Problem]]
@@ -81,14 +83,14 @@ def prepare_grpo(run: Run, name: str, config: Mapping[str, Any]) -> Prepared:
     length=rollout["prompt_length"],
     **config["template"],
   )
+  ids = [problem.id for problem in train_set]
+  prompts = dict(zip(ids, encode(train_set), strict=True))
   for held_out in eval_sets.values():
     encode(held_out)
-  ids = [problem.id for problem in train_set]
   order = stream.Stream(
     train_set, batch=rollout["prompts"], seed=run.seed, key="config.rollout.prompts"
   )
-  prompts = dict(zip(ids, encode(train_set), strict=True))
-  return Prepared(order, prompts, eval_sets, layout)
+  return Prepared(train_set, order, prompts, eval_sets, layout)
 
 
 def train_grpo(
@@ -139,7 +141,7 @@ def train_grpo(
       if has_reference:
         state["ref"] = copy(params)
     train, ref_params = state["train"], state.get("ref")
-    pool.warm(prepared.order.at(0))
+    pool.warm(prepared.train_set)
     evaluation = None
     if prepared.eval_sets:
       evaluation = Evaluation(
