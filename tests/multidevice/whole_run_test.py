@@ -15,11 +15,16 @@ ROOT = pathlib.Path(__file__).parents[2]
 pytestmark = [pytest.mark.multidevice, pytest.mark.slow]
 
 
-def run(workdir, *command):
-  """Runs the small run with two devices in all."""
+def run(workdir, command, devices):
+  """Runs the small run; its numbers, and what it said."""
   bin = pathlib.Path(sys.executable).parent
   result = subprocess.run(
-    [*command, "--config=tests/small_run.py", f"--workdir={workdir}"],
+    [
+      *command,
+      "--config=tests/small_run.py",
+      f"--config.cpu_devices={devices}",
+      f"--workdir={workdir}",
+    ],
     cwd=ROOT,
     env={
       **os.environ,
@@ -38,12 +43,9 @@ def run(workdir, *command):
 def test_two_processes_are_one(tmp_path):
   """R18, with rewards judged by each process for its own rows."""
   train = (sys.executable, "-m", "r1jax.train")
-  want, _ = run(tmp_path / "one", *train, "--config.cpu_devices=2")
-  got, said = run(
-    tmp_path / "two",
-    *("bash", "launch/local_processes.sh", "2"),
-    "--config.cpu_devices=1",
-  )
+  want, _ = run(tmp_path / "one", train, devices=2)
+  launch = ("bash", "launch/local_processes.sh", "2")
+  got, said = run(tmp_path / "two", launch, devices=1)
   assert said.count("done in") == 1
   assert len(got) == len(want) > 40
   for ours, theirs in zip(got, want, strict=True):
