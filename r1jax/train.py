@@ -35,7 +35,7 @@ from rich.console import Console
 
 from r1jax import __version__, checkpoints, metrics, report, sharding, terminal, trees
 from r1jax.errors import InputError
-from r1jax.models import transformer
+from r1jax.models import parameters
 from r1jax.sharding import TRAIN_RULES, Partition
 from r1jax.stages import setup
 from r1jax.stages.lineage import begin, is_done
@@ -107,7 +107,7 @@ def train(
   _refuse_other_stages(folder, stages)
   num_params = sum(
     int(np.prod(spec.shape))
-    for spec in trees.flatten(transformer.param_specs(model)).values()
+    for spec in trees.flatten(parameters.param_specs(model)).values()
   )
   log = plain["log"]
 
@@ -266,8 +266,8 @@ def _made_from(
 
 def _bytes_per_device(run: Run, stages: Mapping[str, Mapping[str, Any]]) -> int:
   """Parameters, two moments and, where a stage has one, the reference."""
-  shardings = run.partition.of_specs(transformer.param_specs(run.model))
-  shapes = trees.flatten(transformer.abstract_params(run.model, np.float32, shardings))
+  shardings = run.partition.of_specs(parameters.param_specs(run.model))
+  shapes = trees.flatten(parameters.abstract_params(run.model, np.float32, shardings))
   one_copy = sum(
     int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * 4 for leaf in shapes.values()
   )

@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 
 from r1jax import sharding, trees
 from r1jax.errors import InputError
-from r1jax.models import transformer
+from r1jax.models import parameters
 from r1jax.sharding import MESH_AXES, SAMPLE_RULES, TRAIN_RULES, Partition
 from r1jax.types import ParamSpec
 from tests import tiny
@@ -22,7 +22,7 @@ def partition(rules=TRAIN_RULES, **sizes):
 
 
 def specs_of(rules=TRAIN_RULES, c=None, **sizes):
-  specs = transformer.param_specs(c or tiny.config())
+  specs = parameters.param_specs(c or tiny.config())
   shardings = partition(rules, **sizes).of_specs(specs)
   return {path: leaf.spec for path, leaf in trees.flatten(shardings).items()}
 

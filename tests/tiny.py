@@ -8,7 +8,7 @@ import numpy as np
 
 from r1jax import sharding, trees
 from r1jax.data import packing
-from r1jax.models import transformer
+from r1jax.models import parameters
 from r1jax.models.config import ModelConfig
 from r1jax.objectives.grpo import grpo
 from r1jax.objectives.sft import cross_entropy
@@ -38,7 +38,7 @@ def params(c: ModelConfig, seed: int = 0) -> dict:
     centre = 0.0 if spec.fan_in else spec.fill
     return jnp.asarray(rng.normal(centre, scale, spec.shape), jnp.float32)
 
-  return trees.map_with_path(draw, transformer.param_specs(c))
+  return trees.map_with_path(draw, parameters.param_specs(c))
 
 
 def plain_rows(sequences, length: int | None = None) -> TokenRows:

@@ -16,7 +16,7 @@ import numpy as np
 
 from r1jax import trees
 from r1jax.errors import InputError
-from r1jax.models import transformer
+from r1jax.models import parameters
 from r1jax.models.config import ModelConfig
 
 Put = Callable[[str, np.ndarray], jax.Array]
@@ -68,7 +68,7 @@ def slices(
     names: {path: stored name}, with "{z}" for the layer.
   """
   listed = {}
-  for path, spec in trees.flatten(transformer.param_specs(c)).items():
+  for path, spec in trees.flatten(parameters.param_specs(c)).items():
     if path.startswith("layers/"):
       listed[path] = [
         (names[path].format(z=z), z, spec.shape[1:]) for z in range(c.depth)
@@ -120,7 +120,7 @@ def gather(
       f"{source}: tensors do not fit the model: {'; '.join(faults[:8])}{more}"
     )
   params = {}
-  for path, spec in trees.flatten(transformer.param_specs(c)).items():
+  for path, spec in trees.flatten(parameters.param_specs(c)).items():
     array = np.empty(spec.shape, np.dtype(dtype))
     for name, z, shape in listed[path]:
       array[... if z is None else z] = from_stored(path, read(name), shape)

@@ -13,12 +13,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from r1jax import prng, sharding, trees
+from r1jax import sharding
 from r1jax.errors import one_of
 from r1jax.models import layers
 from r1jax.models.cache import Cache
 from r1jax.models.config import ModelConfig
-from r1jax.types import ParamSpec
 
 # What a layer keeps for its backward pass: everything, matrix products only, nothing.
 REMAT = {
@@ -26,63 +25,6 @@ REMAT = {
   "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
   "full": jax.checkpoint_policies.nothing_saveable,
 }
-
-
-def param_specs(c: ModelConfig) -> dict:
-  """Nested dict of ParamSpec; layers are stacked on a leading axis."""
-  z, d, f = c.depth, c.width, c.ffw
-  q = ParamSpec(
-    (z, d, c.heads, c.head_dim), ("layer", "embed", "heads", None), fan_in=d
-  )
-  kv = ParamSpec(
-    (z, d, c.kv_heads, c.head_dim), ("layer", "embed", "kv_heads", None), fan_in=d
-  )
-  out = ParamSpec(
-    (z, c.heads, c.head_dim, d),
-    ("layer", "heads", None, "embed"),
-    fan_in=c.heads * c.head_dim * 2 * z,  # keeps the residual's variance over depth
-  )
-  up = ParamSpec((z, d, f), ("layer", "embed", "ffw"), fan_in=d)
-  down = ParamSpec((z, f, d), ("layer", "ffw", "embed"), fan_in=f * 2 * z)
-  norm = ParamSpec((z, d), ("layer", None))
-  specs = {
-    "embed": ParamSpec((c.vocab, d), ("vocab", "embed"), fan_in=d),
-    "layers": {
-      "attn_norm": norm,
-      "attn": {"q": q, "k": kv, "v": kv, "o": out},
-      "mlp_norm": norm,
-      "mlp": {"gate": up, "up": up, "down": down},
-    },
-    "final_norm": ParamSpec((d,), (None,)),
-  }
-  if not c.tied_head:
-    specs["head"] = ParamSpec((d, c.vocab), ("embed", "vocab"), fan_in=d)
-  return specs
-
-
-def abstract_params(c: ModelConfig, dtype, shardings=None) -> dict:
-  """ShapeDtypeStructs of the parameters, with shardings where given."""
-  specs = trees.flatten(param_specs(c))
-  placed = trees.flatten(shardings) if shardings is not None else {}
-  return trees.unflatten(
-    {
-      path: jax.ShapeDtypeStruct(spec.shape, dtype, sharding=placed.get(path))
-      for path, spec in specs.items()
-    }
-  )
-
-
-def init(c: ModelConfig, key: jax.Array, dtype=jnp.float32) -> dict:
-  """Fresh parameters: truncated normal of variance 1 / fan_in, one key per path."""
-
-  def draw(path: str, spec: ParamSpec) -> jax.Array:
-    if not spec.fan_in:
-      return jnp.full(spec.shape, spec.fill, dtype)
-    from_path = jax.random.fold_in(key, prng.number_of(path))
-    unit = jax.random.truncated_normal(from_path, -3.0, 3.0, spec.shape, jnp.float32)
-    return (unit * spec.fan_in**-0.5).astype(dtype)
-
-  return trees.map_with_path(draw, param_specs(c))
 
 
 def forward(

@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 
 from r1jax import prng
 from r1jax.errors import InputError
-from r1jax.models import transformer
+from r1jax.models import parameters
 from r1jax.rewards.pool import RewardPool
 from r1jax.sampling import decode, logits
 from r1jax.sharding import SAMPLE_RULES, Partition
@@ -63,7 +63,7 @@ class Sampler:
     self._samples = samples
     self._prompt_length = prompt_length
     held = Partition(run.partition.mesh, SAMPLE_RULES)
-    shardings = held.of_specs(transformer.param_specs(run.model))
+    shardings = held.of_specs(parameters.param_specs(run.model))
     self._held = jax.jit(run.cast, out_shardings=shardings)
     everywhere = held.sharding()
     self._generate = jax.jit(

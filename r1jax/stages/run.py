@@ -21,7 +21,7 @@ from r1jax import metrics
 from r1jax.checkpoints import Checkpoints
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.errors import InputError
-from r1jax.models import transformer
+from r1jax.models import parameters
 from r1jax.models.config import ModelConfig
 from r1jax.sharding import Partition
 from r1jax.terminal import Progress
@@ -82,8 +82,8 @@ class Run:
     """What a finished stage made, or what `config.model` stands for if "" is named."""
     if not stage:
       return self.model_params()
-    shardings = self.partition.of_specs(transformer.param_specs(self.model))
-    abstract = transformer.abstract_params(self.model, jnp.float32, shardings)
+    shardings = self.partition.of_specs(parameters.param_specs(self.model))
+    abstract = parameters.abstract_params(self.model, jnp.float32, shardings)
     with Checkpoints(self.folder(stage)) as checkpoints:
       restored, _, _ = checkpoints.restore(
         {"train": {"params": abstract}}, partial=True

@@ -21,7 +21,7 @@ from r1jax import optim, prng, sharding, trees
 from r1jax.data import examples, problems, templates
 from r1jax.data import tokenizer as tokenizers
 from r1jax.errors import InputError, nearest, one_of
-from r1jax.models import transformer, weights
+from r1jax.models import parameters, weights
 from r1jax.models.config import ModelConfig
 from r1jax.models.presets import PRESETS
 from r1jax.objectives.advantages import group_advantages
@@ -259,7 +259,7 @@ def make_model(
       f"the tokenizer has {tokenizer.vocab_size} pieces and the model {model.vocab} "
       "rows for them: it is of another model; look at config.tokenizer.path"
     )
-  shardings = partition.of_specs(transformer.param_specs(model))
+  shardings = partition.of_specs(parameters.param_specs(model))
   if not section["path"]:
     make = functools.partial(
       states.init_params, model, prng.root(config["seed"]), partition, jnp.float32

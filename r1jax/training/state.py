@@ -8,7 +8,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from r1jax import prng, trees
-from r1jax.models import transformer
+from r1jax.models import parameters
 from r1jax.models.config import ModelConfig
 from r1jax.sharding import Partition
 from r1jax.types import TrainState
@@ -18,9 +18,9 @@ def state_shardings(
   c: ModelConfig, optimizer: optax.GradientTransformation, partition: Partition, dtype
 ) -> TrainState:
   """Shardings of a TrainState: optimizer moments lie where their parameters lie."""
-  params = partition.of_specs(transformer.param_specs(c))
+  params = partition.of_specs(parameters.param_specs(c))
   replicated = NamedSharding(partition.mesh, PartitionSpec())
-  shapes = transformer.abstract_params(c, dtype, params)
+  shapes = parameters.abstract_params(c, dtype, params)
   by_path = trees.flatten(shapes)
   abstract = jax.eval_shape(optimizer.init, shapes)
 
@@ -47,7 +47,7 @@ def abstract_state(
 ) -> TrainState:
   """ShapeDtypeStructs with shardings: what a checkpoint is restored into."""
   shapes = jax.eval_shape(
-    lambda params: new_state(params, optimizer), transformer.abstract_params(c, dtype)
+    lambda params: new_state(params, optimizer), parameters.abstract_params(c, dtype)
   )
   shardings = state_shardings(c, optimizer, partition, dtype)
   return jax.tree.map(
@@ -76,6 +76,6 @@ def state_of(
 
 def init_params(c: ModelConfig, key: jax.Array, partition: Partition, dtype) -> Any:
   """Fresh parameters, each device making its own slices."""
-  shardings = partition.of_specs(transformer.param_specs(c))
-  make = jax.jit(lambda key: transformer.init(c, key, dtype), out_shardings=shardings)
+  shardings = partition.of_specs(parameters.param_specs(c))
+  make = jax.jit(lambda key: parameters.init(c, key, dtype), out_shardings=shardings)
   return make(prng.at(key, "init"))

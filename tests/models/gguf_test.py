@@ -9,7 +9,7 @@ import pytest
 
 from r1jax import trees
 from r1jax.errors import InputError
-from r1jax.models import assemble, gguf, transformer
+from r1jax.models import assemble, gguf, parameters
 from r1jax.models.config import ModelConfig
 
 C = ModelConfig(
@@ -77,7 +77,7 @@ def write(path, tensors, metadata=(), *, arch="llama", quantized=None):
 
 @pytest.fixture(scope="module", name="params")
 def _params():
-  return transformer.init(C, jax.random.key(0))
+  return parameters.init(C, jax.random.key(0))
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -13,7 +13,7 @@ import safetensors.numpy
 from r1jax import trees
 from r1jax.data.tokenizer import load_tokenizer, train_sentencepiece
 from r1jax.errors import InputError
-from r1jax.models import hf, presets, transformer
+from r1jax.models import hf, parameters, presets
 from r1jax.models.config import ModelConfig
 
 SHAPE = {"depth": 2, "width": 12, "heads": 4, "kv_heads": 2, "head_dim": 6, "ffw": 20}
@@ -56,7 +56,7 @@ SMOLLM2 = {
 
 @functools.cache
 def params_of(c, dtype=jnp.float32):
-  return transformer.init(c, jax.random.key(3), dtype)
+  return parameters.init(c, jax.random.key(3), dtype)
 
 
 def exported(folder, c=FREE, dtype=jnp.float32):
@@ -150,7 +150,7 @@ def test_placing_is_the_callers_and_the_host_holds_one_array(tmp_path):
     return path
 
   _, params = hf.load_hf(exported(tmp_path), put=put)
-  specs = trees.flatten(transformer.param_specs(FREE))
+  specs = trees.flatten(parameters.param_specs(FREE))
   assert {p: shape for p, (_, shape) in seen.items()} == {
     p: spec.shape for p, spec in specs.items()
   }

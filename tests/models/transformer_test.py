@@ -11,7 +11,7 @@ import pytest
 from r1jax import trees
 from r1jax.errors import InputError
 from r1jax.models import cache as caches
-from r1jax.models import transformer
+from r1jax.models import parameters, transformer
 from r1jax.models.config import ModelConfig
 from r1jax.models.presets import PRESETS
 from tests import tiny
@@ -234,21 +234,21 @@ def test_unknown_remat_names_the_nearest():
 
 def test_published_sizes_without_allocating():
   """The published parameter count of SmolLM2-135M."""
-  abstract = transformer.abstract_params(PRESETS["smollm2-135m"], jnp.bfloat16)
+  abstract = parameters.abstract_params(PRESETS["smollm2-135m"], jnp.bfloat16)
   assert trees.count(abstract) == 134_515_008
   assert trees.num_bytes(abstract) == 2 * 134_515_008
   free = dataclasses.replace(PRESETS["smollm2-135m"], tied_head=False)
-  added = trees.count(transformer.abstract_params(free, jnp.float32)) - 134_515_008
+  added = trees.count(parameters.abstract_params(free, jnp.float32)) - 134_515_008
   assert added == 49152 * 576
 
 
 def test_specs_name_every_axis_and_init_follows_them():
   """Truncated normals by fan-in, one key a path: a new leaf changes no other."""
   c = tiny.config(width=64, tied_head=False)
-  init = jax.jit(transformer.init, static_argnums=0)
+  init = jax.jit(parameters.init, static_argnums=0)
   key = jax.random.key(3, impl="unsafe_rbg")  # compiles faster
   params = trees.flatten(init(c, key))
-  specs = trees.flatten(transformer.param_specs(c))
+  specs = trees.flatten(parameters.param_specs(c))
   assert params.keys() == specs.keys()
   for path, spec in specs.items():
     assert params[path].shape == spec.shape and len(spec.axes) == len(spec.shape)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from r1jax.errors import InputError
-from r1jax.models import hf, transformer, weights
+from r1jax.models import hf, parameters, weights
 from r1jax.models.config import ModelConfig
 
 C = ModelConfig(
@@ -14,7 +14,7 @@ C = ModelConfig(
 
 
 def test_a_folder_with_config_json(tmp_path):
-  params = transformer.init(C, jax.random.key(0))
+  params = parameters.init(C, jax.random.key(0))
   hf.save_hf(tmp_path, C, params)
   c, got = weights.load_model(str(tmp_path))
   assert c == weights.read_config(tmp_path) == C

@@ -17,7 +17,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from r1jax import prng, sharding, trees
-from r1jax.models import transformer
+from r1jax.models import parameters
 from r1jax.sampling import decode, logits
 from r1jax.sharding import SAMPLE_RULES, TRAIN_RULES, Partition
 from r1jax.training import state, step
@@ -107,7 +107,7 @@ def update(partition, process, num_processes):
 def rollout(partition, slots):
   """Tokens, log-probs and counts, under the sampler's rules."""
   held = Partition(partition.mesh, SAMPLE_RULES)
-  shardings = held.of_specs(transformer.param_specs(C))
+  shardings = held.of_specs(parameters.param_specs(C))
   program = jax.jit(
     functools.partial(
       decode.generate,

@@ -10,7 +10,7 @@ import pytest
 
 from r1jax import prng
 from r1jax.data import packing
-from r1jax.models import transformer
+from r1jax.models import parameters, transformer
 from r1jax.sampling import logits
 from r1jax.training import logprobs
 from r1jax.types import TokenRows
@@ -178,7 +178,7 @@ def test_memory_does_not_grow_with_tokens_times_vocabulary(differentiate):
       return scores.logp_BL.sum(), scores.entropy_BL
 
     program = jax.grad(total, has_aux=True) if differentiate else total
-    abstract = transformer.abstract_params(c, jnp.float32)
+    abstract = parameters.abstract_params(c, jnp.float32)
     rows = TokenRows(ids, ids, ids, numbers, numbers)
     compiled = jax.jit(program).lower(abstract, rows).compile()
     return compiled.memory_analysis().temp_size_in_bytes

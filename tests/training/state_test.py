@@ -9,7 +9,7 @@ from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
 from r1jax import prng, sharding, trees
-from r1jax.models import transformer
+from r1jax.models import parameters
 from r1jax.models.presets import PRESETS
 from r1jax.optim import make_optimizer
 from r1jax.sharding import MESH_AXES, TRAIN_RULES, Partition
@@ -45,10 +45,10 @@ def test_factored_moments_are_whole():
   """Adafactor's rows and columns have paths of parameters but not their shapes."""
   optimizer = optax.adafactor(1e-3, min_dim_size_to_factor=8)
   shardings = state.state_shardings(C, optimizer, SPLIT, jnp.float32)
-  shapes = jax.eval_shape(optimizer.init, transformer.abstract_params(C, jnp.float32))
+  shapes = jax.eval_shape(optimizer.init, parameters.abstract_params(C, jnp.float32))
   params = {
     leaf.shape: path
-    for path, leaf in trees.flatten(transformer.abstract_params(C, jnp.float32)).items()
+    for path, leaf in trees.flatten(parameters.abstract_params(C, jnp.float32)).items()
   }
   factored = 0
   for (path, at), (_, leaf) in zip(
@@ -93,9 +93,9 @@ def test_fresh_parameters_are_a_function_of_the_seed():
   key = jax.random.key(1, impl="unsafe_rbg")  # compiles faster
   one = sharding.single_device()
   got = state.init_params(C, key, one, jnp.float32)
-  want = jax.jit(transformer.init, static_argnums=0)(C, prng.at(key, "init"))
+  want = jax.jit(parameters.init, static_argnums=0)(C, prng.at(key, "init"))
   jax.tree.map(np.testing.assert_array_equal, got, want)
-  shardings = one.of_specs(transformer.param_specs(C))
+  shardings = one.of_specs(parameters.param_specs(C))
   jax.tree.map(
     lambda leaf, at: np.testing.assert_(leaf.sharding.is_equivalent_to(at, leaf.ndim)),
     got,
