@@ -20,17 +20,20 @@ MESH_AXES = ("data", "fsdp", "tp", "ep", "sp")
 
 Rules = Mapping[str, tuple[str, ...]]
 
-# Storage and training: batch over data and fsdp, weights over fsdp and tp.
+# Storage and training: batch over data, fsdp and ep, weights over fsdp and tp; experts
+# over ep, which for all other weights is more of fsdp.
 TRAIN_RULES: Rules = {
-  "batch": ("data", "fsdp"),
+  "batch": ("data", "fsdp", "ep"),
   "vocab": ("tp",),
-  "embed": ("fsdp",),
+  "embed": ("fsdp", "ep"),
   "heads": ("tp",),
   "kv_heads": ("tp",),
   "ffw": ("tp",),
+  "expert": ("ep",),
+  "expert_embed": ("fsdp",),
 }
 # Sampling: the same batch, weights gathered over fsdp once per rollout.
-SAMPLE_RULES: Rules = {**TRAIN_RULES, "embed": ()}
+SAMPLE_RULES: Rules = {**TRAIN_RULES, "embed": (), "expert_embed": ()}
 
 
 def make_mesh(shape: Mapping[str, int]) -> Mesh:
@@ -63,27 +66,38 @@ def make_mesh(shape: Mapping[str, int]) -> Mesh:
 
 @dataclasses.dataclass(frozen=True)
 class Partition:
-  """A mesh with one rules table."""
+  """A mesh with one rules table; without a mesh (`LOCAL`) nothing is split."""
 
-  mesh: Mesh
+  mesh: Mesh | None
   rules: Rules
 
   def pspec(self, axes: tuple[str | None, ...]) -> PartitionSpec:
-    """PartitionSpec of logical axes; refuses one mesh axis on two dimensions."""
+    """PartitionSpec of logical axes, over the mesh axes that have more than one device.
+
+    Raises:
+      ValueError: the rules would split two dimensions over one mesh axis.
+    """
     parts = [self.rules.get(axis, ()) if axis is not None else () for axis in axes]
     used = [name for part in parts for name in part]
     if len(used) != len(set(used)):
       raise ValueError(f"axes {axes} would use a mesh axis twice: {parts}")
-    return PartitionSpec(*[part if part else None for part in parts])
+    sizes = self.mesh.shape
+    split = [tuple(name for name in part if sizes[name] > 1) for part in parts]
+    return PartitionSpec(*[part if part else None for part in split])
 
   def sharding(self, *axes: str | None) -> NamedSharding:
     return NamedSharding(self.mesh, self.pspec(axes))
 
   def constrain(self, array: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+    """Pins an array of a compiled program to the mesh."""
+    if self.mesh is None:
+      return array
     return jax.lax.with_sharding_constraint(array, self.sharding(*axes))
 
   def size(self, axis: str) -> int:
     """Number of slices of a logical axis."""
+    if self.mesh is None:
+      return 1
     return int(np.prod([self.mesh.shape[name] for name in self.rules.get(axis, ())]))
 
   def of_specs(self, specs: Any) -> Any:
@@ -104,6 +118,9 @@ class Partition:
       return self.sharding(*spec.axes)
 
     return jax.tree.map(one, specs, is_leaf=lambda leaf: isinstance(leaf, ParamSpec))
+
+
+LOCAL = Partition(None, {})
 
 
 def place(tree: Any, shardings: Any) -> Any:
@@ -128,9 +145,3 @@ def single_device() -> Partition:
   device = np.asarray(jax.devices()[:1]).reshape((1,) * len(MESH_AXES))
   axis_types = (AxisType.Auto,) * len(MESH_AXES)
   return Partition(Mesh(device, MESH_AXES, axis_types=axis_types), TRAIN_RULES)
-
-
-def unsharded(array: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
-  """A `constrain` that constrains nothing, for code that runs on one device."""
-  del axes
-  return array

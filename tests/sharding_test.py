@@ -46,6 +46,15 @@ def test_every_axis_of_the_decoder_has_its_place():
   }
 
 
+def test_experts_have_an_axis_that_is_more_of_fsdp_for_other_weights():
+  got = specs_of(c=tiny.config(experts=tiny.QWEN_EXPERTS), fsdp=2, ep=2)
+  assert got["layers/moe/experts/gate"] == P(None, ("ep",), ("fsdp",), None)
+  assert got["layers/moe/experts/down"] == P(None, ("ep",), None, ("fsdp",))
+  assert got["layers/moe/router"] == P(None, ("fsdp", "ep"), None)
+  assert got["layers/attn/q"] == P(None, ("fsdp", "ep"), None, None)
+  assert partition(fsdp=2, ep=2).size("batch") == 4
+
+
 def test_the_sampler_gathers_over_fsdp_and_keeps_tp():
   stored = specs_of(c=tiny.config(vocab=32), fsdp=2, tp=2)
   held = specs_of(SAMPLE_RULES, c=tiny.config(vocab=32), fsdp=2, tp=2)
@@ -114,4 +123,4 @@ def test_constraints_keep_values():
   x = jnp.arange(6.0).reshape(2, 3)
   placed = jax.jit(lambda x: sharding.single_device().constrain(x, ("batch", None)))(x)
   np.testing.assert_array_equal(placed, x)
-  assert sharding.unsharded(x, ("batch", None)) is x
+  assert sharding.LOCAL.constrain(x, ("batch", None)) is x

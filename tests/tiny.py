@@ -1,5 +1,6 @@
 """Small decoders and plain numpy twins that several tests share."""
 
+import dataclasses
 import functools
 
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 from r1jax import sharding, trees
 from r1jax.data import packing
 from r1jax.models import parameters
-from r1jax.models.config import ModelConfig
+from r1jax.models.config import Experts, Latent, Llama3Rope, ModelConfig, YarnRope
 from r1jax.objectives.grpo import grpo
 from r1jax.objectives.sft import cross_entropy
 from r1jax.sampling import decode
@@ -26,6 +27,50 @@ REFILL = {"samples": 3, "max_tokens": 70, "stop_ids": STOP, "slots": 5}
 def config(**changes) -> ModelConfig:
   shape = {"depth": 2, "width": 16, "heads": 4, "kv_heads": 2, "head_dim": 8}
   return ModelConfig(**{**shape, "ffw": 24, "vocab": 33, **changes})
+
+
+LATENT = Latent(q_rank=10, kv_rank=12, nope_dim=6, rope_dim=4, value_dim=8)
+YARN = YarnRope(factor=4.0, original_length=8, mscale=1.0, mscale_all_dim=0.7)
+# Softmax over all experts, and V3's choice: groups, bias, shared experts.
+QWEN_EXPERTS = Experts(count=6, per_token=2, ffw=8)
+V3_EXPERTS = Experts(
+  count=8,
+  per_token=3,
+  ffw=8,
+  shared=1,
+  first_dense=1,
+  scores="sigmoid",
+  bias=True,
+  groups=4,
+  kept_groups=2,
+  group_score="top2",
+  scale=2.5,
+)
+# One small decoder of each architecture.
+FAMILY = {
+  "llama": config(rope_scaling=Llama3Rope(factor=4.0, original_length=16)),
+  "qwen2": config(qkv_bias=True, tied_head=False),
+  "qwen3": config(qk_norm=True, head_dim=6),
+  "qwen3_moe": config(qk_norm=True, experts=QWEN_EXPERTS, tied_head=False),
+  "deepseek_v2": config(
+    kv_heads=4,
+    head_dim=10,
+    latent=dataclasses.replace(LATENT, q_rank=0),
+    experts=dataclasses.replace(QWEN_EXPERTS, shared=2, first_dense=1, normalise=False),
+    rope_scaling=YARN,
+    tied_head=False,
+  ),
+  "deepseek_v3": config(
+    depth=3,
+    kv_heads=4,
+    head_dim=10,
+    latent=LATENT,
+    experts=V3_EXPERTS,
+    mtp_depth=1,
+    rope_scaling=YARN,
+    tied_head=False,
+  ),
+}
 
 
 @functools.cache
@@ -111,11 +156,11 @@ def experience(c: ModelConfig, num_rows: int = 8, row_length: int = 30) -> Exper
   return Experience(rows, noise[1], old, old + 0.1 * noise[2], old + 0.3 * noise[3])
 
 
-def grpo_loss(c: ModelConfig, params, e: Experience, constrain=sharding.unsharded):
+def grpo_loss(c: ModelConfig, params, e: Experience, partition=sharding.LOCAL):
   """(loss sum, metrics) of the published objective; cross-entropy among the metrics."""
   rows = e.rows
   scores = token_logprobs(
-    c, params, rows, temperature=0.9, chunk=32, constrain=constrain
+    c, params, rows, temperature=0.9, chunk=32, partition=partition
   )
   loss, _, metrics = grpo(
     scores.logp_BL,

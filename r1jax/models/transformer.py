@@ -1,23 +1,23 @@
-"""The decoder: parameters described before they exist, and one forward for everything.
+"""The decoder: one forward for everything.
 
-Letters: B rows (or slots), L tokens, Z depth, D width, N query heads, K kv heads,
-R = N / K, H head width, F ffw width, V vocabulary, W own cache slots, P prompt slots.
+Letters: B rows (or slots), L tokens, Z layers, D width, V vocabulary, E experts,
+K experts of a token.
 
 Scoring, training, prefill and decode call the same `forward`: without a cache it
 attends among the tokens it is given, with one to what the cache holds and to them.
 """
 
-import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 
-from r1jax import sharding
 from r1jax.errors import one_of
-from r1jax.models import layers
+from r1jax.models import attention, layers, moe, parameters, rope
 from r1jax.models.cache import Cache
 from r1jax.models.config import ModelConfig
+from r1jax.sharding import LOCAL, Partition
 
 # What a layer keeps for its backward pass: everything, matrix products only, nothing.
 REMAT = {
@@ -25,6 +25,19 @@ REMAT = {
   "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
   "full": jax.checkpoint_policies.nothing_saveable,
 }
+
+
+@struct.dataclass
+class Routed:
+  """Where tokens went in the layers with experts.
+
+  Attributes:
+    experts_ZBLK: int32, the experts of each token.
+    balance_BL: float32, see `moe.balance`, summed over layers; None where not asked.
+  """
+
+  experts_ZBLK: jax.Array
+  balance_BL: jax.Array | None
 
 
 def forward(
@@ -36,9 +49,11 @@ def forward(
   segments_BL: jax.Array | None = None,
   cache: Cache | None = None,
   window: int | None = None,
+  replayed_ZBLK: jax.Array | None = None,
+  balance: bool = False,
   remat: str = "none",
-  constrain: Callable = sharding.unsharded,
-) -> tuple[jax.Array, Cache | None]:
+  partition: Partition = LOCAL,
+) -> tuple[jax.Array, Cache | None, Routed | None]:
   """Hidden states after the final norm, in the parameters' dtype.
 
   Args:
@@ -48,84 +63,139 @@ def forward(
       slot's prompt.
     window: attend over the first `window` own slots only; the caller knows that no live
       slot is longer after this call. None means all of them.
+    replayed_ZBLK: int32, experts that tokens go through whatever their scores; -1
+      chooses.
+    balance: measure how evenly each sequence uses the experts.
     remat: what is kept for the backward pass, a name in REMAT.
-    constrain: (array, logical axes) -> array, pins activations to the mesh.
+    partition: pins activations to the mesh.
 
   Returns:
-    (hidden_BLD, the cache with the tokens in it or None).
+    (hidden_BLD, the cache with the tokens in it or None, `Routed` or None where the
+    model has no experts).
   """
-  one_of(remat, REMAT, key="config.training.remat")
   tokens_BL, positions_BL = jnp.asarray(tokens_BL), jnp.asarray(positions_BL)
-  cos_sin = layers.rotary(positions_BL, c.head_dim, c.rope_base)
   # Looked up in slices of the width, every device would gather the rows of all.
-  embed_VD = constrain(params["embed"], ("vocab", None))
-  x_BLD = constrain(embed_VD[tokens_BL], ("batch", None, None))
+  embed_VD = partition.constrain(params["embed"], ("vocab", None))
+  x_BLD = partition.constrain(embed_VD[tokens_BL], ("batch", None, None))
   if cache is None:
-    length = tokens_BL.shape[1]
-    mask_BLL = jnp.tril(jnp.ones((1, length, length), bool))
-    if segments_BL is not None:
-      same = segments_BL[:, :, None] == segments_BL[:, None, :]
-      mask_BLL = mask_BLL & same
-    attention = functools.partial(_attend_tokens, mask_BLL=mask_BLL)
+    kv, context = None, attention.among_tokens(_causal(tokens_BL, segments_BL))
   else:
-    attention = functools.partial(_attend_cache, cache=cache, window=window)
-
-  def layer(carry, layer_params):
-    x_BLD, kv, z = carry
-    attn = layer_params["attn"]
-    normed_BLD = layers.rms_norm(x_BLD, layer_params["attn_norm"], c.norm_eps)
-    q_BLNH = layers.rotate(layers.linear(normed_BLD, attn["q"]), cos_sin)
-    k_BLKH = layers.rotate(layers.linear(normed_BLD, attn["k"]), cos_sin)
-    v_BLKH = layers.linear(normed_BLD, attn["v"])
-    q_BLKRH = q_BLNH.reshape(*q_BLNH.shape[:2], c.kv_heads, -1, c.head_dim)
-    mixed_BLKRH, kv = attention(q_BLKRH, k_BLKH, v_BLKH, kv, z)
-    x_BLD += layers.linear(mixed_BLKRH.reshape(q_BLNH.shape), attn["o"], contract=2)
-    normed_BLD = layers.rms_norm(x_BLD, layer_params["mlp_norm"], c.norm_eps)
-    x_BLD += layers.swiglu(normed_BLD, layer_params["mlp"])
-    return (constrain(x_BLD, ("batch", None, None)), kv, z + 1), None
-
-  if remat != "none":
-    layer = jax.checkpoint(layer, policy=REMAT[remat])
-  kv = None if cache is None else (cache.k_ZSKHW, cache.v_ZSKWH)
-  (x_BLD, kv, _), _ = jax.lax.scan(layer, (x_BLD, kv, 0), params["layers"])
+    kv = (cache.k_ZSKHW, cache.v_ZSKWH)
+    context = attention.with_cache(c, cache, window)
+  layer = _layer(c, positions_BL, segments_BL, context, balance, remat, partition)
+  carry = (x_BLD, kv, 0, _no_balance(c, balance, tokens_BL))
+  experts_ZBLK = None
+  for name in parameters.stacks(c):
+    if name == "mtp":
+      continue
+    replayed = None if name == "dense" else replayed_ZBLK
+    carry, experts_ZBLK = jax.lax.scan(layer, carry, (params[name], replayed))
+  x_BLD, kv, _, balance_BL = carry
   if cache is not None:
     cache = cache.replace(
       k_ZSKHW=kv[0], v_ZSKWH=kv[1], length_S=cache.length_S + tokens_BL.shape[1]
     )
-  return layers.rms_norm(x_BLD, params["final_norm"], c.norm_eps), cache
+  routed = None if c.experts is None else Routed(experts_ZBLK, balance_BL)
+  return layers.rms_norm(x_BLD, params["final_norm"], c.norm_eps), cache, routed
 
 
-def _attend_tokens(q_BLKRH, k_BLKH, v_BLKH, kv, z, *, mask_BLL):
-  """Attention among the tokens of a row."""
-  del z
-  k_BKHL, v_BKLH = jnp.moveaxis(k_BLKH, 1, -1), jnp.moveaxis(v_BLKH, 1, 2)
-  return layers.attend(q_BLKRH, k_BKHL, v_BKLH, mask_BLL)[0], kv
+def predict_further(
+  c: ModelConfig,
+  params: dict,
+  hidden_BLD: jax.Array,
+  tokens_BL: jax.Array,
+  positions_BL: jax.Array,
+  *,
+  segments_BL: jax.Array | None = None,
+  balance: bool = False,
+  remat: str = "none",
+  partition: Partition = LOCAL,
+) -> tuple[jax.Array, Routed | None]:
+  """Hidden states of the MTP module: index l predicts token l + 2.
 
+  DeepSeek-V3 (arXiv 2412.19437) eq. 21 to 24. Departs, as the released weights do: the
+  projection takes the embedding first, and the states are those behind the final norm.
 
-def _attend_cache(q_SLKRH, k_SLKH, v_SLKH, kv, z, *, cache: Cache, window: int | None):
-  """Writes the tokens behind each slot's own part, then attends to own and prompt."""
-  k_ZSKHW, v_ZSKWH = kv
-  num_slots, num_new = q_SLKRH.shape[:2]
-  slot_S1 = jnp.arange(num_slots)[:, None]
-  place_SL = cache.length_S[:, None] + jnp.arange(num_new)
-  k_ZSKHW = k_ZSKHW.at[z, slot_S1, :, :, place_SL].set(k_SLKH, mode="drop")
-  v_ZSKWH = v_ZSKWH.at[z, slot_S1, :, place_SL].set(v_SLKH, mode="drop")
-  mask_SLW = jnp.arange(k_ZSKHW.shape[-1])[:window] <= place_SL[..., None]
-  own = layers.attend(
-    q_SLKRH, k_ZSKHW[z, ..., :window], v_ZSKWH[z, :, :, :window], mask_SLW
+  Args:
+    hidden_BLD: what `forward` returns for the same tokens.
+
+  Returns:
+    (hidden_BLD, `Routed` or None).
+  """
+  p = jax.tree.map(lambda leaf: leaf[0], params["mtp"])
+  tokens_BL, positions_BL = jnp.asarray(tokens_BL), jnp.asarray(positions_BL)
+  embed_VD = partition.constrain(params["embed"], ("vocab", None))
+  next_BLD = embed_VD[jnp.roll(tokens_BL, -1, axis=1)].astype(hidden_BLD.dtype)
+  both = (
+    layers.rms_norm(next_BLD, p["embed_norm"], c.norm_eps),
+    layers.rms_norm(hidden_BLD, p["hidden_norm"], c.norm_eps),
   )
-  if cache.prompt is None:
-    return own[0], (k_ZSKHW, v_ZSKWH)
-  prompt = cache.prompt
-  length_S1 = prompt.length_Q[prompt.index_S][:, None]
-  mask_SP = jnp.arange(prompt.k_ZQKHP.shape[-1]) < length_S1
-  shared = layers.attend(
-    q_SLKRH,
-    prompt.k_ZQKHP[z, prompt.index_S],
-    prompt.v_ZQKPH[z, prompt.index_S],
-    jnp.broadcast_to(mask_SP[:, None], (*place_SL.shape, mask_SP.shape[-1])),
-  )
-  return layers.join(own, shared), (k_ZSKHW, v_ZSKWH)
+  x_BLD = layers.linear(jnp.concatenate(both, axis=-1), p["proj"])
+  x_BLD = partition.constrain(x_BLD, ("batch", None, None))
+  context = attention.among_tokens(_causal(tokens_BL, segments_BL))
+  layer = _layer(c, positions_BL, segments_BL, context, balance, remat, partition)
+  carry = (x_BLD, None, 0, _no_balance(c, balance, tokens_BL))
+  (x_BLD, _, _, balance_BL), experts_BLK = layer(carry, (p, None))
+  routed = None
+  if c.experts is not None:
+    routed = Routed(experts_BLK[None], balance_BL)
+  return layers.rms_norm(x_BLD, p["norm"], c.norm_eps), routed
+
+
+def _layer(
+  c: ModelConfig,
+  positions_BL: jax.Array,
+  segments_BL: jax.Array | None,
+  context: attention.Context,
+  balance: bool,
+  remat: str,
+  partition: Partition,
+) -> Callable:
+  """One layer as the body of a scan: (carry, inputs) -> (carry, experts_BLK or None).
+
+  The carry is (x_BLD, the cache's arrays, number of the layer, balance_BL), the inputs
+  (the layer's parameters, experts to go through or None).
+  """
+  one_of(remat, REMAT, key="config.training.remat")
+  cos_sin = rope.rotary(c, positions_BL)
+  attend = attention.grouped_query if c.latent is None else attention.latent
+
+  def layer(carry, inputs):
+    x_BLD, kv, z, balance_BL = carry
+    p, replayed_BLK = inputs
+    normed_BLD = layers.rms_norm(x_BLD, p["attn_norm"], c.norm_eps)
+    out_BLD, kv = attend(c, p["attn"], normed_BLD, cos_sin, context, kv, z)
+    x_BLD += out_BLD
+    normed_BLD = layers.rms_norm(x_BLD, p["mlp_norm"], c.norm_eps)
+    experts_BLK = None
+    if "mlp" in p:
+      x_BLD += layers.swiglu(normed_BLD, p["mlp"])
+    else:
+      out_BLD, experts_BLK, scores_BLE = moe.mixture(
+        normed_BLD, p["moe"], c.experts, partition, replayed_BLK
+      )
+      x_BLD += out_BLD
+      if balance:
+        balance_BL += moe.balance(scores_BLE, c.experts.per_token, segments_BL)
+    x_BLD = partition.constrain(x_BLD, ("batch", None, None))
+    return (x_BLD, kv, z + 1, balance_BL), experts_BLK
+
+  return layer if remat == "none" else jax.checkpoint(layer, policy=REMAT[remat])
+
+
+def _causal(tokens_BL: jax.Array, segments_BL: jax.Array | None) -> jax.Array:
+  """What each token attends to among those of its row, [B or 1, L, L]."""
+  length = tokens_BL.shape[1]
+  mask_BLL = jnp.tril(jnp.ones((1, length, length), bool))
+  if segments_BL is None:
+    return mask_BLL
+  return mask_BLL & (segments_BL[:, :, None] == segments_BL[:, None, :])
+
+
+def _no_balance(c: ModelConfig, balance: bool, tokens_BL: jax.Array):
+  if not balance or c.experts is None:
+    return None
+  return jnp.zeros(tokens_BL.shape, jnp.float32)
 
 
 def head_matrix(params: dict) -> jax.Array:

@@ -16,11 +16,12 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from r1jax import sharding, trees
+from r1jax import trees
 from r1jax.models import cache as caches
 from r1jax.models import transformer
 from r1jax.models.config import ModelConfig
 from r1jax.sampling import logits
+from r1jax.sharding import LOCAL, Partition
 from r1jax.types import Rollout
 
 IDLE = -1  # the pair of a slot that has nothing left to do
@@ -65,13 +66,15 @@ class DecodeState:
   idle: jax.Array
 
 
-def prefill(c: ModelConfig, params: dict, prompts: Prompts, constrain) -> caches.Cache:
+def prefill(
+  c: ModelConfig, params: dict, prompts: Prompts, partition: Partition
+) -> caches.Cache:
   """Keys and values of every prompt token but the last, once per prompt."""
   num_prompts, capacity = prompts.tokens_QP.shape
   start = caches.empty(c, num_prompts, capacity, params["embed"].dtype)
   positions_QP = jnp.broadcast_to(jnp.arange(capacity), prompts.tokens_QP.shape)
-  _, cache = transformer.forward(
-    c, params, prompts.tokens_QP, positions_QP, cache=start, constrain=constrain
+  _, cache, _ = transformer.forward(
+    c, params, prompts.tokens_QP, positions_QP, cache=start, partition=partition
   )
   return cache
 
@@ -94,7 +97,7 @@ def generate(
   max_tokens: int,
   stop_ids: tuple[int, ...],
   slots: int | None = None,
-  constrain: Callable = sharding.unsharded,
+  partition: Partition = LOCAL,
 ) -> Rollout:
   """Draws `samples` completions of each prompt. Pure; jit it with the statics bound.
 
@@ -116,7 +119,7 @@ def generate(
 
   prompt_Q = jnp.arange(num_prompts)
   last_Q = prompts.tokens_QP[prompt_Q, prompts.length_Q - 1]
-  prefilled = prefill(c, params, prompts, constrain)
+  prefilled = prefill(c, params, prompts, partition)
   pair_S = jnp.arange(num_slots, dtype=jnp.int32)
   shared = caches.PromptCache(
     k_ZQKHP=prefilled.k_ZSKHW,
@@ -135,14 +138,14 @@ def generate(
   def step(s: DecodeState, window: int) -> DecodeState:
     place_S = s.cache.length_S
     position_S = s.cache.prompt.length_Q[s.cache.prompt.index_S] + place_S
-    hidden_SLD, cache = transformer.forward(
+    hidden_SLD, cache, _ = transformer.forward(
       c,
       params,
       s.token_S[:, None],
       position_S[:, None],
       cache=s.cache,
       window=window,
-      constrain=constrain,
+      partition=partition,
     )
     logits_SV = transformer.unembed(params, hidden_SLD[:, 0])
     live_S = s.pair_S != IDLE

@@ -327,7 +327,7 @@ def score_rows(
     temperature=sampling["temperature"],
     shape_logits=logits.shaper(**sampling),
     remat=config["training"]["remat"],
-    constrain=run.partition.constrain,
+    partition=run.partition,
   )
 
 

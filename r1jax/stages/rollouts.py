@@ -74,7 +74,7 @@ class Sampler:
         max_tokens=max_tokens,
         stop_ids=run.tokenizer.stop_ids,
         slots=slots or None,
-        constrain=held.constrain,
+        partition=held,
       ),
       in_shardings=(shardings, everywhere, everywhere, everywhere),
       out_shardings=everywhere,

@@ -106,7 +106,7 @@ def loss(
 ) -> tuple[jax.Array, dict[str, Mean]]:
   """(sum of the cross-entropy, metrics) of a microbatch."""
   scores = token_logprobs(
-    run.model, run.cast(params), rows, remat=remat, constrain=run.partition.constrain
+    run.model, run.cast(params), rows, remat=remat, partition=run.partition
   )
   total, count = cross_entropy(scores.logp_BL, rows.mask_BL)
   return total, jax.lax.stop_gradient({"loss/cross_entropy": Mean(total, count)})

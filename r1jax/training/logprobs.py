@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from r1jax import sharding
 from r1jax.models import transformer
 from r1jax.models.config import ModelConfig
+from r1jax.sharding import LOCAL, Partition
 from r1jax.types import TokenRows
 
 CHUNK = 512
@@ -45,7 +45,7 @@ def token_logprobs(
   shape_logits: Callable[[jax.Array], jax.Array] | None = None,
   remat: str = "none",
   chunk: int = CHUNK,
-  constrain: Callable = sharding.unsharded,
+  partition: Partition = LOCAL,
 ) -> TokenScores:
   """Scores the masked tokens of packed rows under `params`.
 
@@ -55,14 +55,14 @@ def token_logprobs(
     chunk: tokens of all rows together that go through the vocabulary at a time; one a
       row at least.
   """
-  hidden_BLD, _ = transformer.forward(
+  hidden_BLD, _, _ = transformer.forward(
     c,
     params,
     rows.tokens_BL,
     rows.positions_BL,
     segments_BL=rows.segments_BL,
     remat=remat,
-    constrain=constrain,
+    partition=partition,
   )
   # Token l is predicted from the state at l - 1. A chunk is some columns of every row,
   # so that a mesh splits the vocabulary's work like it splits the rows; the head is
@@ -71,7 +71,7 @@ def token_logprobs(
   num_rows, length = rows.tokens_BL.shape
   columns = min(max(chunk // num_rows, 1), length)
   padding = -length % columns
-  head_DV = constrain(transformer.head_matrix(params), (None, "vocab"))
+  head_DV = partition.constrain(transformer.head_matrix(params), (None, "vocab"))
 
   def pieces(x_BL):
     """[B, L, ...] -> [chunks, B * columns, ...]."""
@@ -85,7 +85,7 @@ def token_logprobs(
     logits_CV = jnp.einsum(
       "cd,dv->cv", hidden_CD, head_DV, preferred_element_type=jnp.float32
     )
-    logits_CV = constrain(logits_CV, ("batch", "vocab"))
+    logits_CV = partition.constrain(logits_CV, ("batch", "vocab"))
     logp_CV = jax.nn.log_softmax(logits_CV / temperature, axis=-1)
     logp_C = jnp.take_along_axis(logp_CV, tokens_C[:, None], axis=-1)[:, 0]
     frozen_CV = jax.lax.stop_gradient(logp_CV)

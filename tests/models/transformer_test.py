@@ -19,6 +19,7 @@ from tests import tiny
 GQA = tiny.config()
 MHA = tiny.config(kv_heads=4)
 FREE = tiny.config(tied_head=False)
+FAMILY = pytest.mark.parametrize("c", tiny.FAMILY.values(), ids=tiny.FAMILY)
 
 
 @functools.cache
@@ -27,7 +28,7 @@ def compiled(c: ModelConfig, **settings):
 
   @jax.jit
   def logits(params, tokens_BL, positions_BL, segments_BL=None):
-    hidden_BLD, cache = transformer.forward(
+    hidden_BLD, cache, _ = transformer.forward(
       c, params, tokens_BL, positions_BL, segments_BL=segments_BL, **settings
     )
     assert cache is None
@@ -94,7 +95,7 @@ def test_tied_head_is_the_embedding_transposed():
 def cached(c: ModelConfig, window: int | None = None):
   @jax.jit
   def feed(params, tokens_SL, positions_SL, cache):
-    hidden_SLD, cache = transformer.forward(
+    hidden_SLD, cache, _ = transformer.forward(
       c, params, tokens_SL, positions_SL, cache=cache, window=window
     )
     return transformer.unembed(params, hidden_SLD), cache
@@ -102,7 +103,7 @@ def cached(c: ModelConfig, window: int | None = None):
   return feed
 
 
-@pytest.mark.parametrize("c", [GQA, MHA], ids=["gqa", "mha"])
+@FAMILY
 def test_one_token_at_a_time_is_one_forward(c):
   rows = tiny.plain_rows(sequences(9, 9, 9))
   want = logits_of(c, rows)
@@ -116,22 +117,23 @@ def test_one_token_at_a_time_is_one_forward(c):
   np.testing.assert_array_equal(cache.length_S, [9, 9, 9])
 
 
-def test_slots_of_different_lengths_and_a_window_over_the_live_ones():
+@FAMILY
+def test_slots_of_different_lengths_and_a_window_over_the_live_ones(c):
   """R4: each slot writes at its own place; a window over them all changes nothing."""
   ids = sequences(5, 8, 6)
   rows = tiny.plain_rows(ids)
-  want = logits_of(GQA, rows)
+  want = logits_of(c, rows)
   start = np.asarray([1, 4, 2])
-  cache = caches.empty(GQA, 3, 16)
-  _, cache = cached(GQA)(
-    tiny.params(GQA), rows.tokens_BL[:, :4], rows.positions_BL[:, :4], cache
+  cache = caches.empty(c, 3, 16)
+  _, cache = cached(c)(
+    tiny.params(c), rows.tokens_BL[:, :4], rows.positions_BL[:, :4], cache
   )
   # Slots that hold less than was fed: what lies beyond their length is garbage.
   cache = cache.replace(length_S=jnp.asarray(start, jnp.int32))
   for step in range(4):
     place = start + step
-    got, cache = cached(GQA, window=8)(
-      tiny.params(GQA),
+    got, cache = cached(c, window=8)(
+      tiny.params(c),
       np.take_along_axis(rows.tokens_BL, place[:, None], 1),
       place[:, None].astype(np.int32),
       cache,
@@ -139,16 +141,17 @@ def test_slots_of_different_lengths_and_a_window_over_the_live_ones():
     np.testing.assert_allclose(got[:, 0], want[np.arange(3), place], atol=2e-5)
 
 
-def test_shared_prompts_and_own_parts_are_one_forward():
+@FAMILY
+def test_shared_prompts_and_own_parts_are_one_forward(c):
   """R4: prompts of length 1 (nothing prefilled) to 6, two slots a prompt, then own
   tokens; each slot must see what one full forward of its sequence sees."""
   prompts, own = sequences(1, 6, 3), sequences(4, 4, 4, 4, 4, 4, seed=1)
   padded = tiny.prompts(prompts, pad=7)
-  start = caches.empty(GQA, 3, 6)
+  start = caches.empty(c, 3, 6)
   positions = np.broadcast_to(np.arange(6), (3, 6))
-  _, prefilled = cached(GQA)(tiny.params(GQA), padded.tokens_QP, positions, start)
+  _, prefilled = cached(c)(tiny.params(c), padded.tokens_QP, positions, start)
   index = np.asarray([0, 0, 1, 1, 2, 2])
-  cache = caches.empty(GQA, 6, 5).replace(
+  cache = caches.empty(c, 6, 5).replace(
     prompt=caches.PromptCache(
       k_ZQKHP=prefilled.k_ZSKHW,
       v_ZQKPH=prefilled.v_ZSKWH,
@@ -157,14 +160,14 @@ def test_shared_prompts_and_own_parts_are_one_forward():
     )
   )
   whole = [np.concatenate([prompts[q], own[s]]) for s, q in enumerate(index)]
-  want = logits_of(GQA, tiny.plain_rows(whole))
+  want = logits_of(c, tiny.plain_rows(whole))
   fed = np.asarray([[prompts[q][-1], *own[s]] for s, q in enumerate(index)])
   for step in range(5):
     place = padded.length_Q[index] - 1 + step
-    got, cache = cached(GQA)(
-      tiny.params(GQA), fed[:, step : step + 1], place[:, None].astype(np.int32), cache
+    got, cache = cached(c)(
+      tiny.params(c), fed[:, step : step + 1], place[:, None].astype(np.int32), cache
     )
-    np.testing.assert_allclose(got[:, 0], want[np.arange(6), place], atol=2e-5)
+    np.testing.assert_allclose(got[:, 0], want[np.arange(6), place], atol=5e-5)
 
 
 def test_padding_and_batch_mates_change_nothing():
@@ -180,17 +183,18 @@ def test_padding_and_batch_mates_change_nothing():
   np.testing.assert_allclose(alone[1, :5], want[0, :5], atol=2e-5)
 
 
-def test_segments_isolate_packed_sequences():
+@FAMILY
+def test_segments_isolate_packed_sequences(c):
   """R4: packed in one row with restarted positions == each in a row of its own."""
   one, two, three = sequences(3, 5, 1)
-  apart = logits_of(GQA, tiny.plain_rows([one, two, three], length=9))
+  apart = logits_of(c, tiny.plain_rows([one, two, three], length=9))
   tokens = np.concatenate([one, two, three])[None]
   positions = np.concatenate([np.arange(3), np.arange(5), np.arange(1)])[None]
   segments = np.asarray([[1] * 3 + [2] * 5 + [3]])
-  packed = compiled(GQA)(tiny.params(GQA), tokens, positions, segments)
+  packed = compiled(c)(tiny.params(c), tokens, positions, segments)
   want = np.concatenate([apart[0, :3], apart[1, :5], apart[2, :1]])
   np.testing.assert_allclose(packed[0], want, atol=2e-5)
-  leaking = compiled(GQA)(tiny.params(GQA), tokens, positions, np.ones_like(segments))
+  leaking = compiled(c)(tiny.params(c), tokens, positions, np.ones_like(segments))
   assert np.abs(leaking[0, 3:] - want[3:]).max() > 0.01
 
 

@@ -79,7 +79,7 @@ def update(partition, process, num_processes):
   params = place(shardings.params, tiny.params(C))
   before = fetch(partition, params)
   start = state.state_of(params, C, optimizer, partition)
-  loss = functools.partial(tiny.grpo_loss, C, constrain=partition.constrain)
+  loss = functools.partial(tiny.grpo_loss, C, partition=partition)
   batch = batch_of(partition, process, num_processes)
   program = step.make_update(
     loss, optimizer, shardings, partition.sharding(None, "batch")
@@ -116,7 +116,7 @@ def rollout(partition, slots):
       max_tokens=10,
       stop_ids=tiny.STOP,
       slots=slots,
-      constrain=held.constrain,
+      partition=held,
     ),
     out_shardings=NamedSharding(partition.mesh, PartitionSpec()),
   )

@@ -33,7 +33,7 @@ def logits_of(model, ids):
   @jax.jit
   def run(params, tokens_1L):
     positions_1L = jnp.arange(tokens_1L.shape[1])[None]
-    hidden_1LD, _ = transformer.forward(c, params, tokens_1L, positions_1L)
+    hidden_1LD, _, _ = transformer.forward(c, params, tokens_1L, positions_1L)
     return transformer.unembed(params, hidden_1LD)[0]
 
   return np.asarray(run(params, tokens_1L))

@@ -65,7 +65,7 @@ def next_logits(c, length):
 
   @jax.jit
   def after(params, tokens_L, last):
-    hidden_BLD, _ = transformer.forward(
+    hidden_BLD, _, _ = transformer.forward(
       c, params, tokens_L[None], jnp.arange(length)[None]
     )
     return transformer.unembed(params, hidden_BLD[0, last])

@@ -29,7 +29,7 @@ def packed_rows(seed=0, row_length=11, c=C):
 
 def plain_scores(params, rows, temperature):
   """(log-probs, entropies) from logits of the whole batch at once."""
-  hidden_BLD, _ = transformer.forward(
+  hidden_BLD, _, _ = transformer.forward(
     C, params, rows.tokens_BL, rows.positions_BL, segments_BL=rows.segments_BL
   )
   logits_BLV = transformer.unembed(params, hidden_BLD) / temperature
