@@ -85,6 +85,16 @@ def optimizer(learning_rate: float) -> ConfigDict:
   )
 
 
+def mixture() -> ConfigDict:
+  """Of models with experts. DeepSeek-V3's pre-training: 1e-4, and a rate of 1e-3."""
+  return ConfigDict(
+    {
+      "balance_coef": 0.0,  # weight of the loss of uneven loads within a sequence
+      "bias_rate": 0.0,  # of an update, by which the routers' biases follow the loads
+    }
+  )
+
+
 def sft() -> ConfigDict:
   """Supervised training. R1: 2 to 3 epochs, cosine from 5e-5 to 5e-6, batch 128."""
   s = ConfigDict()
@@ -99,8 +109,17 @@ def sft() -> ConfigDict:
   s.optim.total_steps = s.get_ref("num_steps")
   # A step is `microbatches` times `rows` rows of `row_length` tokens.
   s.training = ConfigDict(
-    {"rows": 8, "microbatches": 1, "row_length": 512, "remat": "none"}
+    {
+      "rows": 8,
+      "microbatches": 1,
+      "row_length": 512,
+      "remat": "none",
+      # Weight of the loss of the module that predicts one token further. DeepSeek-V3's
+      # pre-training: 0.3, then 0.1.
+      "mtp_coef": 0.0,
+    }
   )
+  s.moe = mixture()
   return s
 
 
@@ -152,6 +171,10 @@ def grpo() -> ConfigDict:
       "length_constant": config_dict.placeholder(float),
     }
   )
+  s.moe = mixture()
+  # Tokens go through the experts that they went through when they were sampled, in the
+  # update and in the reference's scores.
+  s.moe.replay = False
   # R1: the reference becomes the policy every 400 updates, here 25 rollouts; 0: never.
   s.reference = ConfigDict({"refresh_every": 25})
   s.optim = optimizer(3e-6)  # R1

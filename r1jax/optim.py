@@ -117,7 +117,10 @@ def make_optimizer(
 
   def decayed(tree):
     kept = trees.mask(tree, no_decay, key="config.optim.no_decay")
-    return jax.tree.map(lambda skip: not skip, kept)
+    # Routers' biases follow the loads alone.
+    return trees.map_with_path(
+      lambda path, skip: not skip and not path.endswith("moe/bias"), kept
+    )
 
   parts = []
   if grad_clip is not None:

@@ -12,6 +12,7 @@ Kubernetes), else HOST:PORT with R1JAX_NUM_PROCESSES and R1JAX_PROCESS_ID.
 """
 
 import contextlib
+import dataclasses
 import errno
 import json
 import os
@@ -255,7 +256,8 @@ def _made_from(
       settings,
       {
         "seed": run.seed,
-        "model": vars(run.model) | {"compute_dtype": np.dtype(run.compute_dtype).name},
+        "model": dataclasses.asdict(run.model)
+        | {"compute_dtype": np.dtype(run.compute_dtype).name},
         "tokenizer": run.tokenizer.fingerprint,
         "input": digests[settings["init"]],
       },

@@ -1,7 +1,7 @@
 """Records that cross a border between packages.
 
 Letters: Q prompts, G samples per prompt, B rows, P prompt slots, T completion slots,
-L tokens in a row, V vocabulary.
+L tokens in a row, V vocabulary, Z layers with experts, E experts, K experts of a token.
 
 Prompts and completions are right-padded: a prompt is a cache part of its own, so
 nothing needs the two to meet in one row. Masks are 1 on tokens that may be trained on.
@@ -69,6 +69,8 @@ class TokenRows:
     segments_BL: int32, 0 is padding, 1.. number the sequences of a row.
     mask_BL: float32, 1 on tokens that may be trained on (never a sequence's first).
     length_BL: float32, the number of masked tokens of the sequence a token is in.
+    experts_BLZK: int32, the experts that each token goes through (-1: those with the
+      best scores), or None, which is -1 everywhere.
   """
 
   tokens_BL: Array
@@ -76,6 +78,7 @@ class TokenRows:
   segments_BL: Array
   mask_BL: Array
   length_BL: Array
+  experts_BLZK: Array | None = None
 
 
 @struct.dataclass
@@ -91,6 +94,9 @@ class Rollout:
     counts: int32 scalars: prefill_tokens, decode_tokens, steps, slot_steps,
       idle_slot_steps.
     weights_checksum: uint32 scalar of the weights that drew (see `trees.checksum`).
+    prompt_experts_QPZK: int32, experts that the tokens of each prompt but its last went
+      through; None where they were not recorded.
+    experts_BTZK: the same, of the prompt's last token and all drawn ones but the last.
   """
 
   tokens_BT: Array
@@ -99,6 +105,8 @@ class Rollout:
   stopped_B: Array
   counts: dict[str, Array]
   weights_checksum: Array
+  prompt_experts_QPZK: Array | None = None
+  experts_BTZK: Array | None = None
 
 
 @struct.dataclass
@@ -153,7 +161,23 @@ class Max:
     return self.top
 
 
-Statistic = Mean | Max
+@struct.dataclass
+class Load:
+  """Tokens that went to each expert of each layer; its value is how uneven that is."""
+
+  tokens_ZE: Array
+
+  def merge(self, other: "Load") -> "Load":
+    return Load(self.tokens_ZE + other.tokens_ZE)
+
+  def value(self) -> Array:
+    """The largest load of a layer over its mean, the mean over layers."""
+    numpy = _numpy_of(self.tokens_ZE)
+    mean_Z = numpy.maximum(self.tokens_ZE.mean(axis=-1), 1e-9)
+    return (self.tokens_ZE.max(axis=-1) / mean_Z).mean()
+
+
+Statistic = Mean | Max | Load
 
 
 def _numpy_of(array: Array) -> Any:

@@ -30,7 +30,7 @@ def get_config(arg=None):
   )
   base.optim.learning_rate = 3e-2
   base.training = ConfigDict(
-    {"rows": 8, "microbatches": 2, "row_length": 32, "remat": "none"}
+    {"rows": 8, "microbatches": 2, "row_length": 32, "remat": "none", "mtp_coef": 0.0}
   )
 
   zero = c.zero = common.grpo()

@@ -27,13 +27,20 @@ class Packing:
   place: list[tuple[int, int]]
   waste: float
 
-  def spread(self, values: Sequence[np.ndarray], *, skip: Sequence[int]) -> np.ndarray:
-    """[B, L] float32 with `values[i]` laid at sequence i's tokens from `skip[i]` on.
+  def spread(
+    self, values: Sequence[np.ndarray], *, skip: Sequence[int], fill: float = 0.0
+  ) -> np.ndarray:
+    """[B, L, ...] with `values[i]` laid at sequence i's tokens from `skip[i]` on.
+
+    Args:
+      values: arrays [tokens, ...] that agree in type and in all axes but the first.
+      fill: stands where no value is laid.
 
     Raises:
       ValueError: values that reach past the end of their sequence.
     """
-    out_BL = np.zeros(self.rows.tokens_BL.shape, np.float32)
+    inner, dtype = values[0].shape[1:], values[0].dtype
+    out_BL = np.full((*self.rows.tokens_BL.shape, *inner), fill, dtype)
     for value, (row, column), lead in zip(values, self.place, skip, strict=True):
       end = column + lead + len(value)
       segment_L = self.rows.segments_BL[row]

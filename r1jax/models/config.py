@@ -1,6 +1,8 @@
 """The shape of a decoder, as data."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from r1jax.errors import InputError, one_of
 
@@ -198,6 +200,51 @@ class ModelConfig:
   def dense_depth(self) -> int:
     """Layers with a plain SwiGLU block that lie in front of those with experts."""
     return self.experts.first_dense if self.experts is not None else 0
+
+
+_ROPES = {"llama3": Llama3Rope, "yarn": YarnRope}
+
+
+def changed(c: ModelConfig, fields: Mapping[str, Any]) -> ModelConfig:
+  """`c` with other fields; those that are records are given as mappings.
+
+  A record that `c` has is changed, one that it has not is made: `latent`, `experts`,
+  and `rope_scaling` with its `kind`, "llama3" or "yarn".
+
+  Raises:
+    InputError: an unknown field, or one that a new record needs.
+  """
+  new = {}
+  for key, value in fields.items():
+    one_of(key, [f.name for f in dataclasses.fields(c)], key="config.model.shape")
+    if isinstance(value, Mapping):
+      value = _record(key, getattr(c, key), value)
+    new[key] = value
+  return dataclasses.replace(c, **new)
+
+
+def _record(key: str, old: Any, fields: Mapping[str, Any]) -> Any:
+  where, fields = f"config.model.shape.{key}", dict(fields)
+  kinds = {"latent": Latent, "experts": Experts}
+  if key == "rope_scaling":
+    given = fields.pop("kind", None)
+    if old is None or given is not None:
+      kind = _ROPES[one_of(given or "", _ROPES, key=f"{where}.kind")]
+    else:
+      kind = type(old)
+  elif key in kinds:
+    kind = kinds[key]
+  else:
+    raise InputError(f"{where}={fields!r}: is one value, not a section")
+  if isinstance(old, kind):
+    fields = dataclasses.asdict(old) | fields
+  known = {field.name: field for field in dataclasses.fields(kind)}
+  for name in fields:
+    one_of(name, known, key=where)
+  for name, field in known.items():
+    if name not in fields and field.default is dataclasses.MISSING:
+      raise InputError(f"{where}.{name} is missing")
+  return kind(**fields)
 
 
 def _positive(record, where: str, *, zero: tuple[str, ...]) -> None:

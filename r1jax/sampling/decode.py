@@ -1,7 +1,7 @@
 """The rollout: prompts prefilled once, one compiled loop that decodes and refills.
 
 Letters: Q prompts, B = Q * G rows to make, S slots that make them, P prompt slots,
-T completion slots, V vocabulary.
+T completion slots, V vocabulary, Z layers with experts, K experts of a token.
 
 A slot continues one (prompt, sample) pair; when that ends it takes the next pair of the
 queue without leaving the loop. Its first step feeds the prompt's last token, so a pair
@@ -52,6 +52,7 @@ class DecodeState:
     pair_S: the row that each slot works on, IDLE when the queue is empty.
     next_pair: head of the queue.
     steps, idle: decode steps so far, and the slots that had nothing to do in them.
+    experts_BTZK: where the tokens fed went, or None where that is not recorded.
   """
 
   cache: caches.Cache
@@ -64,19 +65,20 @@ class DecodeState:
   stopped_B: jax.Array
   steps: jax.Array
   idle: jax.Array
+  experts_BTZK: jax.Array | None
 
 
 def prefill(
   c: ModelConfig, params: dict, prompts: Prompts, partition: Partition
-) -> caches.Cache:
+) -> tuple[caches.Cache, transformer.Routed | None]:
   """Keys and values of every prompt token but the last, once per prompt."""
   num_prompts, capacity = prompts.tokens_QP.shape
   start = caches.empty(c, num_prompts, capacity, params["embed"].dtype)
   positions_QP = jnp.broadcast_to(jnp.arange(capacity), prompts.tokens_QP.shape)
-  _, cache, _ = transformer.forward(
+  _, cache, routed = transformer.forward(
     c, params, prompts.tokens_QP, positions_QP, cache=start, partition=partition
   )
-  return cache
+  return cache, routed
 
 
 def windows_of(max_tokens: int) -> tuple[int, ...]:
@@ -97,6 +99,7 @@ def generate(
   max_tokens: int,
   stop_ids: tuple[int, ...],
   slots: int | None = None,
+  record_experts: bool = False,
   partition: Partition = LOCAL,
 ) -> Rollout:
   """Draws `samples` completions of each prompt. Pure; jit it with the statics bound.
@@ -106,6 +109,7 @@ def generate(
     key: names the run and the step.
     samples, max_tokens, stop_ids, slots: static. `slots` None means one per row; fewer
       refill as rows end.
+    record_experts: static; the experts that tokens went through are part of the result.
 
   Returns:
     Rollout of B = Q * samples rows, row b being sample b % samples of prompt
@@ -119,7 +123,7 @@ def generate(
 
   prompt_Q = jnp.arange(num_prompts)
   last_Q = prompts.tokens_QP[prompt_Q, prompts.length_Q - 1]
-  prefilled = prefill(c, params, prompts, partition)
+  prefilled, prompts_routed = prefill(c, params, prompts, partition)
   pair_S = jnp.arange(num_slots, dtype=jnp.int32)
   shared = caches.PromptCache(
     k_ZQKHP=prefilled.k_ZSKHW,
@@ -138,7 +142,7 @@ def generate(
   def step(s: DecodeState, window: int) -> DecodeState:
     place_S = s.cache.length_S
     position_S = s.cache.prompt.length_Q[s.cache.prompt.index_S] + place_S
-    hidden_SLD, cache, _ = transformer.forward(
+    hidden_SLD, cache, routed = transformer.forward(
       c,
       params,
       s.token_S[:, None],
@@ -157,6 +161,10 @@ def generate(
     logp_S = jnp.take_along_axis(logp_SV, token_S[:, None], axis=-1)[:, 0]
 
     write_S = jnp.where(live_S, s.pair_S, num_rows)  # out of range: dropped
+    experts_BTZK = s.experts_BTZK
+    if record_experts:
+      experts_SZK = jnp.moveaxis(routed.experts_ZBLK[:, :, 0], 0, 1)
+      experts_BTZK = experts_BTZK.at[write_S, place_S].set(experts_SZK, mode="drop")
     stopped_S = jnp.isin(token_S, stop_ids_K)
     over_S = live_S & (stopped_S | (place_S + 1 >= controls_S.max_tokens))
     over_S |= live_S & (place_S + 1 >= max_tokens)
@@ -180,6 +188,7 @@ def generate(
       stopped_B=s.stopped_B.at[write_S].set(stopped_S, mode="drop"),
       steps=s.steps + 1,
       idle=s.idle + jnp.sum(~live_S),
+      experts_BTZK=experts_BTZK,
     )
 
   def alive(s: DecodeState) -> jax.Array:
@@ -199,6 +208,11 @@ def generate(
 
     return steps
 
+  experts_BTZK = prompt_experts_QPZK = None
+  if record_experts:
+    prompt_experts_QPZK = jnp.moveaxis(prompts_routed.experts_ZBLK, 0, 2)
+    shape = (num_rows, max_tokens, *prompt_experts_QPZK.shape[2:])
+    experts_BTZK = jnp.full(shape, -1, jnp.int32)
   branches = [run_window(index) for index in range(len(windows))]
   end = jax.lax.while_loop(
     alive,
@@ -214,6 +228,7 @@ def generate(
       stopped_B=jnp.zeros((num_rows,), bool),
       steps=jnp.asarray(0, jnp.int32),
       idle=jnp.asarray(0, jnp.int32),
+      experts_BTZK=experts_BTZK,
     ),
   )
   slot_steps = end.steps * num_slots
@@ -230,4 +245,6 @@ def generate(
       "idle_slot_steps": end.idle,
     },
     weights_checksum=trees.checksum(params),
+    prompt_experts_QPZK=prompt_experts_QPZK,
+    experts_BTZK=end.experts_BTZK,
   )

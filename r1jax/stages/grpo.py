@@ -27,8 +27,9 @@ from r1jax.rewards.combine import choose_parts, combine
 from r1jax.rewards.pool import RewardPool
 from r1jax.sampling import logits
 from r1jax.stages.evaluate import Evaluation
-from r1jax.stages.rollouts import Sampler, judge, records
+from r1jax.stages.rollouts import Sampler, experts_of, judge, records
 from r1jax.stages.run import Run, Stage
+from r1jax.training import experts
 from r1jax.training import state as states
 from r1jax.training import step as steps
 from r1jax.training.logprobs import TokenScores, token_logprobs
@@ -76,6 +77,7 @@ def prepare_grpo(run: Run, name: str, config: Mapping[str, Any]) -> Prepared:
   }
   room(rollout["prompts"] * rollout["group_size"], **layout)
   optim.make_optimizer(**config["optim"])
+  experts.check(run.model, **config["moe"])
   train_set, eval_sets = load(run, name, config)
   encode = functools.partial(
     templates.encode,
@@ -100,7 +102,8 @@ def train_grpo(
 
   Config: `data` and `eval.sets` (`data.problems.load_problems`), `template`, `init` (a
   stage, or "" for `config.model`), `num_steps`, `rollout`, `reward`, `advantage`,
-  `truncated`, `loss`, `reference`, `optim` and `training`; `configs/` explains them.
+  `truncated`, `loss`, `moe`, `reference`, `optim` and `training`; `configs/` explains
+  them.
   """
   root = prng.root(run.seed)
   rollout_config, loss_config = config["rollout"], config["loss"]
@@ -116,12 +119,17 @@ def train_grpo(
     max_tokens=rollout_config["max_tokens"],
     slots=rollout_config["slots"],
     controls={key: rollout_config[key] for key in _CONTROLS},
+    record_experts=config["moe"]["replay"],
   )
   score = steps.make_score(
-    functools.partial(score_rows, run, config), shardings.params, batch_sharding
+    functools.partial(scores_alone, run, config), shardings.params, batch_sharding
   )
   update = steps.make_update(
-    functools.partial(loss, run, config), optimizer, shardings, batch_sharding
+    functools.partial(loss, run, config),
+    optimizer,
+    shardings,
+    batch_sharding,
+    bias_rate=config["moe"]["bias_rate"],
   )
   measure_gap = jax.jit(gap)
   copy = jax.jit(
@@ -194,6 +202,7 @@ def train_grpo(
           **prepared.layout,
           reduction=loss_config["reduction"],
           length_constant=loss_config["length_constant"],
+          experts=experts_of(rollout, prompts),
         )
         padding = np.mean([batch.waste for batch in batches])
       with run.clock("score"):
@@ -316,7 +325,12 @@ def shuffled(run: Run, name: str, step: int, rows: int) -> np.ndarray:
 
 
 def score_rows(
-  run: Run, config: Mapping[str, Any], params: Any, rows: TokenRows
+  run: Run,
+  config: Mapping[str, Any],
+  params: Any,
+  rows: TokenRows,
+  *,
+  balance: bool = False,
 ) -> TokenScores:
   """Log-probs of a microbatch under the distribution that it was drawn from."""
   sampling = {key: config["rollout"][key] for key in _CONTROLS}
@@ -327,15 +341,25 @@ def score_rows(
     temperature=sampling["temperature"],
     shape_logits=logits.shaper(**sampling),
     remat=config["training"]["remat"],
+    balance=balance,
     partition=run.partition,
   )
+
+
+def scores_alone(
+  run: Run, config: Mapping[str, Any], params: Any, rows: TokenRows
+) -> TokenScores:
+  """Without where tokens went, which only the loss needs."""
+  return score_rows(run, config, params, rows).replace(routed=None)
 
 
 def loss(
   run: Run, config: Mapping[str, Any], params: Any, experience: Experience
 ) -> tuple[jax.Array, dict[str, Statistic]]:
-  scores = score_rows(run, config, params, experience.rows)
-  return policy_loss(scores, experience, **config["loss"])
+  coef = config["moe"]["balance_coef"]
+  scores = score_rows(run, config, params, experience.rows, balance=coef != 0)
+  total, seen = policy_loss(scores, experience, balance_coef=coef, **config["loss"])
+  return total, seen | experts.loads(run.model, scores, experience.rows)
 
 
 def merge(seen: dict[str, Statistic], more: Mapping[str, Statistic]) -> None:

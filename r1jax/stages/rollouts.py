@@ -32,6 +32,7 @@ class Sampler:
     prompt_length, max_tokens: P and T.
     slots: rows decoded at a time, 0 for all; rows that end make room for others.
     controls: temperature, top_k, top_p and min_p, the same for every row.
+    record_experts: rollouts say which experts their tokens went through.
   """
 
   def __init__(
@@ -44,6 +45,7 @@ class Sampler:
     max_tokens: int,
     slots: int = 0,
     controls: Mapping[str, float],
+    record_experts: bool = False,
   ):
     for name, value in (
       ("prompts", prompts),
@@ -74,6 +76,7 @@ class Sampler:
         max_tokens=max_tokens,
         stop_ids=run.tokenizer.stop_ids,
         slots=slots or None,
+        record_experts=record_experts,
         partition=held,
       ),
       in_shardings=(shardings, everywhere, everywhere, everywhere),
@@ -110,11 +113,13 @@ class Sampler:
     asked = decode.Prompts(tokens_QP, length_Q, problem_Q)
     out = jax.device_get(self._generate(weights, asked, self._controls, key))
     rows = len(prompts) * self._samples
+    experts_BTZK = out.experts_BTZK
     return out.replace(
       tokens_BT=out.tokens_BT[:rows],
       logp_BT=out.logp_BT[:rows],
       length_B=out.length_B[:rows],
       stopped_B=out.stopped_B[:rows],
+      experts_BTZK=None if experts_BTZK is None else experts_BTZK[:rows],
     )
 
   def completions(self, rollout: Rollout) -> list[list[int]]:
@@ -128,6 +133,25 @@ class Sampler:
     """What the rewards and people read: without control tokens."""
     decode_text = self._run.tokenizer.decode
     return [decode_text(ids, skip_special=True) for ids in completions]
+
+
+def experts_of(
+  rollout: Rollout, prompts: Sequence[Sequence[int]]
+) -> list[np.ndarray] | None:
+  """int32 [tokens, Z, K] of each answer with its prompt, or None where not recorded.
+
+  Its last token has been through no layer: -1.
+  """
+  if rollout.experts_BTZK is None:
+    return None
+  samples = len(rollout.length_B) // len(prompts)
+  went = []
+  for row, length in enumerate(rollout.length_B):
+    prompt = row // samples
+    before = rollout.prompt_experts_QPZK[prompt, : len(prompts[prompt]) - 1]
+    own = rollout.experts_BTZK[row, :length]
+    went.append(np.concatenate([before, own, np.full_like(own[:1], -1)]))
+  return went
 
 
 def judge(

@@ -75,8 +75,18 @@ class Run:
     return self.workdir / "checkpoints" / stage
 
   def cast(self, params: Any) -> Any:
-    """Parameters as the forward pass takes them; gradients keep the stored dtype."""
-    return jax.tree.map(lambda leaf: leaf.astype(self.compute_dtype), params)
+    """Parameters as the forward pass takes them; gradients keep the stored dtype.
+
+    The routers' biases stay as they are: they move in steps that bfloat16 would lose.
+    """
+    return jax.tree_util.tree_map_with_path(
+      lambda path, leaf: (
+        leaf
+        if jax.tree_util.keystr(path, simple=True, separator="/").endswith("moe/bias")
+        else leaf.astype(self.compute_dtype)
+      ),
+      params,
+    )
 
   def params_of(self, stage: str) -> Any:
     """What a finished stage made, or what `config.model` stands for if "" is named."""

@@ -5,7 +5,6 @@ Other sections are shared: a stage sees those that it does not have itself.
 """
 
 import contextlib
-import dataclasses
 import functools
 import inspect
 import re
@@ -22,7 +21,7 @@ from r1jax.data import examples, problems, templates
 from r1jax.data import tokenizer as tokenizers
 from r1jax.errors import InputError, nearest, one_of
 from r1jax.models import parameters, weights
-from r1jax.models.config import ModelConfig
+from r1jax.models.config import ModelConfig, changed
 from r1jax.models.presets import PRESETS
 from r1jax.objectives.advantages import group_advantages
 from r1jax.objectives.grpo import grpo
@@ -61,7 +60,10 @@ SECTIONS: dict[str, dict[str, dict[str, bool]]] = {
     "examples": keywords(examples.load_examples),
     "template": _TEMPLATE,
     "optim": _OPTIM,
-    "training": dict.fromkeys(("rows", "microbatches", "row_length", "remat"), True),
+    "moe": dict.fromkeys(("balance_coef", "bias_rate"), True),
+    "training": dict.fromkeys(
+      ("rows", "microbatches", "row_length", "remat", "mtp_coef"), True
+    ),
   },
   "grpo": {
     "data": keywords(problems.load_problems),
@@ -87,6 +89,7 @@ SECTIONS: dict[str, dict[str, dict[str, bool]]] = {
     "advantage": keywords(group_advantages),
     "truncated": dict.fromkeys(("kind", "penalty"), True),
     "loss": keywords(grpo),
+    "moe": dict.fromkeys(("balance_coef", "bias_rate", "replay"), True),
     "reference": {"refresh_every": True},
     "optim": _OPTIM,
     "training": dict.fromkeys(("rows", "row_length", "minibatches", "remat"), True),
@@ -249,11 +252,8 @@ def make_model(
       raise InputError("config.model.shape is set, but the model's file has a shape")
   else:
     preset = PRESETS[one_of(section["preset"], PRESETS, key="config.model.preset")]
-    fields = {field.name for field in dataclasses.fields(ModelConfig)}
-    for key in section["shape"]:
-      one_of(key, fields, key="config.model.shape")
     vocab = -(-tokenizer.vocab_size // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
-    model = dataclasses.replace(preset, **{"vocab": vocab, **section["shape"]})
+    model = changed(preset, {"vocab": vocab, **section["shape"]})
   if tokenizer.vocab_size > model.vocab:
     raise InputError(
       f"the tokenizer has {tokenizer.vocab_size} pieces and the model {model.vocab} "

@@ -15,10 +15,11 @@ from r1jax.data import examples, packing, stream, templates
 from r1jax.errors import InputError, one_of
 from r1jax.objectives.sft import cross_entropy
 from r1jax.stages.run import Run, Stage
+from r1jax.training import experts
 from r1jax.training import state as states
 from r1jax.training import step as steps
 from r1jax.training.logprobs import token_logprobs
-from r1jax.types import Mean, TokenRows
+from r1jax.types import Mean, Statistic, TokenRows
 
 TRAIN_ON = ("all", "completion")
 
@@ -39,6 +40,14 @@ def prepare_sft(
       f"of {shards} is needed"
     )
   optim.make_optimizer(**config["optim"])
+  experts.check(run.model, **config["moe"])
+  coef = config["training"]["mtp_coef"]
+  if not coef >= 0 or (coef and not run.model.mtp_depth):
+    raise InputError(
+      f"config.training.mtp_coef={coef!r}: must be 0 or more, and 0 for a model "
+      f"without a module that predicts one token further ({run.model.name!r} has "
+      f"{run.model.mtp_depth})"
+    )
   return packed(run, config)
 
 
@@ -49,8 +58,8 @@ def train_sft(
 
   Config: `examples` (`data.examples.load_examples`), `template`, `init` (a stage, or ""
   for `config.model`), `num_steps`, `train_on` ("all" tokens, or those of the
-  "completion"), `optim` (`optim.make_optimizer`), and `training`: `row_length`, `rows`
-  and `microbatches` of a step, `remat`.
+  "completion"), `optim` (`optim.make_optimizer`), `moe` (`experts.check`), and
+  `training`: `row_length`, `rows` and `microbatches` of a step, `remat`, `mtp_coef`.
   """
   training = config["training"]
   optimizer, rate = optim.make_optimizer(**config["optim"])
@@ -75,10 +84,11 @@ def train_sft(
       key="the rows of a step, config.training.rows times config.training.microbatches",
     )
     train = steps.make_update(
-      functools.partial(loss, run, remat=training["remat"]),
+      functools.partial(loss, run, config),
       optimizer,
       shardings,
       batch_sharding,
+      bias_rate=config["moe"]["bias_rate"],
     )
     for step in range(stage.first_step, config["num_steps"] + 1):
       with run.clock("data"):
@@ -102,14 +112,36 @@ def train_sft(
 
 
 def loss(
-  run: Run, params: Any, rows: TokenRows, *, remat: str
-) -> tuple[jax.Array, dict[str, Mean]]:
-  """(sum of the cross-entropy, metrics) of a microbatch."""
+  run: Run, config: Mapping[str, Any], params: Any, rows: TokenRows
+) -> tuple[jax.Array, dict[str, Statistic]]:
+  """(sum of the cross-entropy and what is added to it, metrics) of a microbatch."""
+  mtp_coef = config["training"]["mtp_coef"]
+  balance_coef = config["moe"]["balance_coef"]
   scores = token_logprobs(
-    run.model, run.cast(params), rows, remat=remat, partition=run.partition
+    run.model,
+    run.cast(params),
+    rows,
+    remat=config["training"]["remat"],
+    balance=balance_coef != 0,
+    further=mtp_coef != 0,
+    partition=run.partition,
   )
   total, count = cross_entropy(scores.logp_BL, rows.mask_BL)
-  return total, jax.lax.stop_gradient({"loss/cross_entropy": Mean(total, count)})
+  seen: dict[str, Statistic] = {"loss/cross_entropy": Mean(total, count)}
+  if mtp_coef:
+    # DeepSeek-V3 (arXiv 2412.19437) eq. 24 and 25.
+    further, num_further = cross_entropy(
+      scores.further_BL, rows.mask_BL * (rows.positions_BL > 1)
+    )
+    seen["loss/mtp"] = Mean(further, num_further)
+    total += mtp_coef * further
+  for routed in (scores.routed, scores.further_routed):
+    if routed is not None and balance_coef:
+      added, more = experts.balance_loss(routed, rows.mask_BL, balance_coef)
+      total += added
+      seen = more | seen
+  seen |= experts.loads(run.model, scores, rows)
+  return total, jax.lax.stop_gradient(seen)
 
 
 def packed(run: Run, config: Mapping[str, Any]) -> tuple[TokenRows, float]:

@@ -29,11 +29,18 @@ class TokenScores:
     entropy_BL: of that distribution, in nats, no gradient.
     shaped_logp_BL: under the distribution that a sampler with truncation draws from,
       no gradient; equals logp_BL where nothing is truncated.
+    further_BL: log-prob by the module that predicts one token further, 0 also on the
+      first two tokens of a sequence; None where not asked.
+    routed, further_routed: where tokens went, see `transformer.Routed`; the second in
+      the module that predicts one token further.
   """
 
   logp_BL: jax.Array
   entropy_BL: jax.Array
   shaped_logp_BL: jax.Array
+  further_BL: jax.Array | None = None
+  routed: transformer.Routed | None = None
+  further_routed: transformer.Routed | None = None
 
 
 def token_logprobs(
@@ -45,6 +52,8 @@ def token_logprobs(
   shape_logits: Callable[[jax.Array], jax.Array] | None = None,
   remat: str = "none",
   chunk: int = CHUNK,
+  balance: bool = False,
+  further: bool = False,
   partition: Partition = LOCAL,
 ) -> TokenScores:
   """Scores the masked tokens of packed rows under `params`.
@@ -54,20 +63,29 @@ def token_logprobs(
     shape_logits: raw logits [C, V] -> log-probs [C, V] of the sampler's distribution.
     chunk: tokens of all rows together that go through the vocabulary at a time; one a
       row at least.
+    balance: measure how evenly sequences use the experts, see `transformer.forward`.
+    further: score the module that predicts one token further too.
   """
-  hidden_BLD, _, _ = transformer.forward(
+  settings = {
+    "segments_BL": rows.segments_BL,
+    "balance": balance,
+    "remat": remat,
+    "partition": partition,
+  }
+  replayed_ZBLK = None
+  if rows.experts_BLZK is not None:
+    replayed_ZBLK = jnp.moveaxis(jnp.asarray(rows.experts_BLZK), 2, 0)
+  hidden_BLD, _, routed = transformer.forward(
     c,
     params,
     rows.tokens_BL,
     rows.positions_BL,
-    segments_BL=rows.segments_BL,
-    remat=remat,
-    partition=partition,
+    replayed_ZBLK=replayed_ZBLK,
+    **settings,
   )
   # Token l is predicted from the state at l - 1. A chunk is some columns of every row,
   # so that a mesh splits the vocabulary's work like it splits the rows; the head is
   # gathered over fsdp once, not in every chunk.
-  before_BLD = jnp.roll(hidden_BLD, 1, axis=1)
   num_rows, length = rows.tokens_BL.shape
   columns = min(max(chunk // num_rows, 1), length)
   padding = -length % columns
@@ -100,7 +118,12 @@ def token_logprobs(
     return carry, score(*piece)
 
   tokens_BL = jnp.asarray(rows.tokens_BL)
-  _, outputs = jax.lax.scan(chunk_of, None, (pieces(before_BLD), pieces(tokens_BL)))
+
+  def scan(hidden_BLD, ahead):
+    """Scores of each token from the state `ahead` tokens before it."""
+    before_BLD = jnp.roll(hidden_BLD, ahead, axis=1)
+    return jax.lax.scan(chunk_of, None, (pieces(before_BLD), pieces(tokens_BL)))[1]
+
   trained_BL = jnp.asarray(rows.mask_BL) > 0
 
   def whole(out):
@@ -108,4 +131,13 @@ def token_logprobs(
     split = jnp.moveaxis(out.reshape(-1, num_rows, columns), 0, 1)
     return jnp.where(trained_BL, split.reshape(num_rows, -1)[:, :length], 0.0)
 
-  return TokenScores(*map(whole, outputs))
+  scores = TokenScores(*map(whole, scan(hidden_BLD, 1)), routed=routed)
+  if not further:
+    return scores
+  hidden_BLD, further_routed = transformer.predict_further(
+    c, params, hidden_BLD, tokens_BL, rows.positions_BL, **settings
+  )
+  further_BL = jnp.where(
+    jnp.asarray(rows.positions_BL) > 1, whole(scan(hidden_BLD, 2)[0]), 0.0
+  )
+  return scores.replace(further_BL=further_BL, further_routed=further_routed)

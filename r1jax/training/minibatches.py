@@ -1,6 +1,7 @@
 """From a rollout to what each update sees: packed rows of fixed shapes.
 
-Letters: M microbatches that there is room for, B rows in a microbatch, L row length.
+Letters: M microbatches that there is room for, B rows in a microbatch, L row length,
+Z layers with experts, K experts of a token.
 """
 
 import dataclasses
@@ -80,6 +81,7 @@ def minibatches(
   shards: int,
   reduction: str,
   length_constant: float | None,
+  experts: Sequence[np.ndarray] | None = None,
 ) -> list[Minibatch]:
   """Packs a rollout into `parts` mini-batches of equally many answers.
 
@@ -93,6 +95,7 @@ def minibatches(
     longest: tokens that a prompt and its completion may have together.
     shards: devices that the rows of a microbatch are split over.
     reduction, length_constant: see `reduce.token_weights`.
+    experts: int32 [tokens, Z, K] of each answer with its prompt, or None.
 
   Raises:
     InputError: what `room` raises.
@@ -122,6 +125,10 @@ def minibatches(
       ),
       logp_behaviour_BL=spread([logp[row] for row in own]),
     )
+    if experts is not None:
+      start = [0] * len(own)
+      went = pack.spread([experts[row] for row in own], skip=start, fill=-1)
+      experience = experience.replace(rows=experience.rows.replace(experts_BLZK=went))
     _, denominator = reduce.token_weights(
       pack.rows.mask_BL,
       pack.rows.length_BL,
@@ -131,7 +138,9 @@ def minibatches(
     used = 1 + max(row for row, _ in pack.place)
     made.append(
       Minibatch(
-        jax.tree.map(lambda leaf: leaf.reshape(places, rows, -1), experience),
+        jax.tree.map(
+          lambda leaf: leaf.reshape(places, rows, *leaf.shape[1:]), experience
+        ),
         count=-(-used // rows),
         denominator=float(denominator),
         waste=pack.waste,

@@ -8,13 +8,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from r1jax.objectives import reduce
 from r1jax.objectives.grpo import grpo
+from r1jax.training import experts
 from r1jax.training.logprobs import TokenScores
 from r1jax.types import Experience, Max, Mean, Statistic
 
 
 def policy_loss(
-  scores: TokenScores, experience: Experience, **objective: Any
+  scores: TokenScores,
+  experience: Experience,
+  *,
+  balance_coef: float = 0.0,
+  **objective: Any,
 ) -> tuple[jax.Array, dict[str, Statistic]]:
   """(sum of the loss, metrics) of a microbatch.
 
@@ -23,6 +29,7 @@ def policy_loss(
 
   Args:
     scores: of `experience.rows`, under the weights being trained.
+    balance_coef: weight of `experts.balance_loss`, a Python number.
     objective: settings of `grpo`.
   """
   rows = experience.rows
@@ -40,6 +47,15 @@ def policy_loss(
     rows.length_BL,
     **objective,
   )
+  if balance_coef:
+    weight_BL, _ = reduce.token_weights(
+      rows.mask_BL,
+      rows.length_BL,
+      reduction=objective["reduction"],
+      length_constant=objective["length_constant"],
+    )
+    added, balance = experts.balance_loss(scores.routed, weight_BL, balance_coef)
+    total, more = total + added, more | balance
   entropy = Mean((scores.entropy_BL * rows.mask_BL).sum(), rows.mask_BL.sum())
   return total, seen | more | {"policy/entropy": entropy}
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from r1jax.training import experts
 from r1jax.types import Mean, Statistic, TrainState
 
 # (params, microbatch) -> (loss sum, metrics)
@@ -57,12 +58,15 @@ def make_update(
   optimizer: optax.GradientTransformation,
   shardings: TrainState,
   batch_sharding: Any,
+  *,
+  bias_rate: float = 0.0,
 ) -> Callable:
   """Compiles (state, batch_MBL, num_microbatches, denominator) -> (state, metrics).
 
   The state is donated. `denominator` is the global count that the summed loss is
   divided by (0 for an update in which nothing may be trained on: its gradient is 0).
-  Metrics gain `optim/grad_norm`, taken before clipping.
+  Metrics gain `optim/grad_norm`, taken before clipping. With a `bias_rate` the routers'
+  biases move by it, see `experts.balanced`.
   """
 
   def update(state, batch_MBL, num_microbatches, denominator):
@@ -74,6 +78,8 @@ def make_update(
     )
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
+    if bias_rate:
+      params = experts.balanced(params, metrics, bias_rate)
     norm = optax.tree.norm(grads)
     metrics = {**metrics, "optim/grad_norm": Mean(norm, jnp.asarray(1.0))}
     return TrainState(state.step + 1, params, opt_state), metrics

@@ -83,7 +83,7 @@ def test_nothing_to_pack():
 def test_spread_lays_values_at_their_tokens():
   sequences = [[1, 2, 3], [4, 5], [6, 7, 8, 9]]
   got = packing.pack(sequences, [1, 1, 3], row_length=6)
-  values = [np.asarray([0.2, 0.3]), np.asarray([0.4, 0.5]), np.asarray([])]
+  values = [np.asarray(v, np.float32) for v in ([0.2, 0.3], [0.4, 0.5], [])]
   out = got.spread(values, skip=[1, 0, 4])
   by_token = {int(t): v for t, v in zip(got.rows.tokens_BL.flat, out.flat, strict=True)}
   assert out.dtype == np.float32
@@ -108,3 +108,11 @@ def test_a_sequence_longer_than_a_row_is_refused():
 def test_too_few_rows_are_refused():
   with pytest.raises(InputError, match=r"2 sequences of 8 tokens need 2 rows of 6"):
     packing.pack([[1] * 4, [2] * 4], [1, 1], row_length=6, num_rows=1)
+
+
+def test_spread_of_several_numbers_a_token():
+  got = packing.pack([[1, 2, 3], [4]], [1, 1], row_length=5)
+  values = [np.asarray([[1, 2], [3, 4], [5, 6]], np.int32), np.asarray([[7, 8]])]
+  out = got.spread(values, skip=[0, 0], fill=-1)
+  assert out.dtype == np.int32
+  np.testing.assert_array_equal(out[0], [[1, 2], [3, 4], [5, 6], [7, 8], [-1, -1]])

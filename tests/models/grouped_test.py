@@ -61,8 +61,8 @@ def test_value_and_gradient(sizes):
 
 def test_blocks_are_what_ragged_dot_is():
   """The kernel of a TPU stands in for the blocks."""
-  x, w, sizes = arrays([4, 0, 9, 2], rows=15)
-  weight = np.random.default_rng(1).normal(size=(15, 3)).astype(np.float32)
+  x, w, sizes = map(jnp.asarray, arrays([4, 0, 9, 2], rows=15))
+  weight = jnp.asarray(np.random.default_rng(1).normal(size=(15, 3)), jnp.float32)
 
   @jax.jit
   def ragged(x, w):

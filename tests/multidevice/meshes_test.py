@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from tests import tiny
 from tests.multidevice.launch import MESHES
 
 pytestmark = pytest.mark.multidevice
@@ -57,6 +58,28 @@ def test_sampling_is_that_of_one_device_token_for_token(eight, mesh):
   np.testing.assert_allclose(got["rollout/logp"], want["rollout/logp"], atol=2e-5)
   assert got["rollout/checksum"] == want["rollout/checksum"] == want["checksum"]
   assert len(set(want["rollout/length"])) > 2
+
+
+@pytest.mark.parametrize("name", tiny.FAMILY)
+def test_every_architecture_is_that_of_one_device(eight, name):
+  """R5: fsdp, tp and experts over ep, in loss and gradient."""
+  want, got = eight["one"], eight["experts"]
+  keys = [key for key in want if key.startswith(f"family/{name}/")]
+  assert len(keys) > 11
+  for key in keys:
+    largest = np.abs(want[key]).max()
+    assert largest > 0 or key.endswith("/bias")
+    np.testing.assert_allclose(got[key], want[key], atol=2e-5 * largest, err_msg=key)
+
+
+def test_no_token_is_lost_when_all_go_to_the_same_experts(eight):
+  """R5: eight times an even load on one device."""
+  want, got = eight["one"], eight["ep"]
+  keys = [key for key in want if key.startswith("uneven/")]
+  assert len(keys) > 5 and np.abs(want["uneven/out"]).max(axis=-1).min() > 0
+  for key in keys:
+    largest = np.abs(want[key]).max()
+    np.testing.assert_allclose(got[key], want[key], atol=1e-5 * largest, err_msg=key)
 
 
 def test_fresh_parameters_are_those_of_one_device(eight):

@@ -5,6 +5,7 @@ JSON: {name: sizes of the mesh axes}; the empty mesh is one device. With the las
 this is one process of several. What comes out is written as {mesh/quantity: array}.
 """
 
+import dataclasses
 import functools
 import json
 import re
@@ -17,10 +18,11 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from r1jax import prng, sharding, trees
-from r1jax.models import parameters
+from r1jax.models import moe, parameters
 from r1jax.sampling import decode, logits
 from r1jax.sharding import SAMPLE_RULES, TRAIN_RULES, Partition
 from r1jax.training import state, step
+from r1jax.training.logprobs import token_logprobs
 from tests import tiny
 
 C = tiny.config(vocab=32)
@@ -142,6 +144,70 @@ def fresh(partition):
   }
 
 
+def family(partition):
+  """Cross-entropy of packed rows and its gradient, of each architecture."""
+  found = {}
+  for name, c in tiny.FAMILY.items():
+    c = dataclasses.replace(c, vocab=32)
+    shardings = partition.of_specs(parameters.param_specs(c))
+    rows = tiny.experience(c).rows
+    rows_at = partition.sharding("batch")
+
+    def loss(params, rows, c=c):
+      further = c.mtp_depth > 0
+      scores = token_logprobs(
+        c,
+        params,
+        rows,
+        chunk=64,
+        balance=c.experts is not None,
+        further=further,
+        partition=partition,
+      )
+      total = -scores.logp_BL.sum()
+      if further:
+        total -= scores.further_BL.sum()
+      if c.experts is not None:
+        total += (scores.routed.balance_BL * rows.mask_BL).sum()
+      return total
+
+    program = jax.jit(
+      jax.value_and_grad(loss),
+      in_shardings=(shardings, rows_at),
+      out_shardings=(None, shardings),
+    )
+    placed = sharding.place(rows, rows_at)
+    total, gradient = program(place(shardings, tiny.params(c)), placed)
+    found[f"family/{name}/loss"] = np.asarray(total)
+    for path, leaf in trees.flatten(fetch(partition, gradient)).items():
+      found[f"family/{name}/{path}"] = leaf
+  return found
+
+
+def uneven(partition):
+  """A mixture whose tokens all choose the same experts: many rounds of exchange."""
+  c = tiny.config(experts=dataclasses.replace(tiny.V3_EXPERTS, first_dense=0))
+  shardings = partition.of_specs(parameters.param_specs(c))["layers"]["moe"]
+  whole = tiny.params(c)["layers"]["moe"]
+  whole = {**whole, "bias": whole["bias"] + 9 * (jnp.arange(8) < 3)}
+  x = np.random.default_rng(0).normal(size=(16, 5, c.width)).astype(np.float32)
+
+  @jax.jit
+  def run(weights, x):
+    def total(weights):
+      own = jax.tree.map(lambda leaf: leaf[0], weights)
+      out = moe.mixture(x, own, c.experts, partition)[0]
+      return (out**2).sum(), out
+
+    return jax.grad(total, has_aux=True)(weights)
+
+  gradient, out = run(
+    place(shardings, whole), sharding.place(x, partition.sharding("batch"))
+  )
+  found = trees.flatten(fetch(partition, {**gradient, "out": out}))
+  return {f"uneven/{path}": leaf for path, leaf in found.items()}
+
+
 def main(out, meshes, process="0", num_processes="1", port=None):
   process, num_processes = int(process), int(num_processes)
   if num_processes > 1:
@@ -154,6 +220,10 @@ def main(out, meshes, process="0", num_processes="1", port=None):
       seen |= rollout(partition, parts["rollout"])
     if "fresh" in parts:
       seen |= fresh(partition)
+    if "family" in parts:
+      seen |= family(partition)
+    if "uneven" in parts:
+      seen |= uneven(partition)
     found |= {f"{name}/{key}": value for key, value in seen.items()}
   np.savez(out, **found)
 

@@ -31,7 +31,7 @@ def answers(batch):
   """{answer: its columns of every leaf} in the first `count` microbatches."""
   found = {}
   leaves = {
-    **vars(batch.experience.rows),
+    **{k: v for k, v in vars(batch.experience.rows).items() if v is not None},
     "advantage_BL": batch.experience.advantage_BL,
     "logp_BL": batch.experience.logp_behaviour_BL,
   }
