@@ -115,6 +115,7 @@ def predict_further(
 
   DeepSeek-V3 (arXiv 2412.19437) eq. 21 to 24. Departs, as the released weights do: the
   projection takes the embedding first, and the states are those behind the final norm.
+  (vLLM zeroes the embedding beside a sequence's first state; here it stays.)
 
   Args:
     hidden_BLD: what `forward` returns for the same tokens.

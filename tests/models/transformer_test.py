@@ -280,3 +280,46 @@ def test_specs_name_every_axis_and_init_follows_them():
 def test_impossible_shapes_are_refused(changes, said):
   with pytest.raises(InputError, match=said):
     tiny.config(**changes)
+
+
+def test_the_module_further_on_is_a_layer_over_embedding_and_state():
+  """A decoder of that one layer, whose embeddings are the projected pairs."""
+  c, length = tiny.FAMILY["deepseek_v3"], 9
+  params = tiny.params(c)
+  rows = tiny.plain_rows(sequences(length))
+
+  @jax.jit
+  def run(params, tokens, positions):
+    hidden_BLD, _, _ = transformer.forward(c, params, tokens, positions)
+    return hidden_BLD, transformer.predict_further(
+      c, params, hidden_BLD, tokens, positions
+    )[0]
+
+  hidden_BLD, got_BLD = run(params, rows.tokens_BL, rows.positions_BL)
+  module = jax.tree.map(lambda leaf: leaf[0], params["mtp"])
+
+  def normed(x_LD, scale):
+    return x_LD / np.sqrt((x_LD**2).mean(-1, keepdims=True) + c.norm_eps) * scale
+
+  embedded_LD = np.asarray(params["embed"])[np.roll(rows.tokens_BL[0], -1)]
+  pairs = [
+    normed(embedded_LD, module["embed_norm"]),
+    normed(np.asarray(hidden_BLD[0]), module["hidden_norm"]),
+  ]
+  own = ("attn_norm", "attn", "mlp_norm", "moe")
+  one_layer = {
+    "embed": np.concatenate(pairs, -1) @ module["proj"],
+    "layers": {name: params["mtp"][name] for name in own},
+    "final_norm": module["norm"],
+  }
+  alone = dataclasses.replace(
+    c,
+    depth=1,
+    vocab=length,
+    mtp_depth=0,
+    experts=dataclasses.replace(c.experts, first_dense=0),
+  )
+  want_BLD = jax.jit(functools.partial(transformer.forward, alone))(
+    one_layer, np.arange(length)[None], rows.positions_BL
+  )[0]
+  np.testing.assert_allclose(got_BLD, want_BLD, atol=5e-5)

@@ -187,3 +187,59 @@ def test_memory_does_not_grow_with_tokens_times_vocabulary(differentiate):
   growth = peak(large) - peak(small)
   whole = num_rows * length * (large - small) * 4
   assert growth < whole / 8, f"{growth} of {whole} bytes"
+
+
+def test_the_module_further_on_scores_from_two_tokens_before():
+  """Packed sequences as each alone; its first two tokens are not scored."""
+  c = tiny.FAMILY["deepseek_v3"]
+  sequences = [np.random.default_rng(0).integers(0, c.vocab, n) for n in (6, 2, 4)]
+  packed = packing.pack(sequences, [1, 1, 1], row_length=14).rows
+  alone = tiny.plain_rows(sequences)
+
+  @jax.jit
+  def run(params, rows):
+    return logprobs.token_logprobs(c, params, rows, chunk=8, further=True).further_BL
+
+  @jax.jit
+  def plainly(params, rows):
+    hidden_BLD, _, _ = transformer.forward(
+      c, params, rows.tokens_BL, rows.positions_BL, segments_BL=rows.segments_BL
+    )
+    hidden_BLD, _ = transformer.predict_further(
+      c, params, hidden_BLD, rows.tokens_BL, rows.positions_BL
+    )
+    logp_BLV = jax.nn.log_softmax(transformer.unembed(params, hidden_BLD))
+    after_BL1 = jnp.asarray(rows.tokens_BL)[:, 2:, None]
+    return jnp.take_along_axis(logp_BLV[:, :-2], after_BL1, -1)[..., 0]
+
+  want = np.asarray(plainly(tiny.params(c), alone))
+  got = np.asarray(run(tiny.params(c), packed))[0]
+  np.testing.assert_allclose(got[2:6], want[0, :4], atol=5e-5)
+  np.testing.assert_allclose(got[10:12], want[2, :2], atol=5e-5)
+  assert not got[[0, 1, 6, 7, 8, 9, 12, 13]].any()
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "deepseek_v3"])
+def test_tokens_go_where_the_rows_say(name):
+  """Routing replay: experts of other weights, and -1 as the scores have it."""
+  c = tiny.FAMILY[name]
+  rows = packed_rows(c=c)
+
+  @jax.jit
+  def run(params, rows):
+    scores = logprobs.token_logprobs(c, params, rows)
+    return scores.logp_BL, jnp.moveaxis(scores.routed.experts_ZBLK, 0, 2)
+
+  own_logp, own = run(tiny.params(c), rows)
+  _, other = run(tiny.params(c, seed=1), rows)
+  assert (np.sort(own) != np.sort(other)).any()
+  logp, went = run(tiny.params(c), rows.replace(experts_BLZK=np.asarray(own)))
+  np.testing.assert_array_equal(went, own)
+  np.testing.assert_allclose(logp, own_logp, atol=1e-6)
+  logp, went = run(tiny.params(c), rows.replace(experts_BLZK=np.asarray(other)))
+  np.testing.assert_array_equal(went, other)
+  assert np.abs(logp - own_logp).max() > 1e-3
+  anew = np.full(np.shape(own), -1, np.int32)
+  np.testing.assert_array_equal(
+    run(tiny.params(c), rows.replace(experts_BLZK=anew))[1], own
+  )

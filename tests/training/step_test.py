@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from r1jax import sharding
 from r1jax.training import step
-from r1jax.types import Mean, TrainState
+from r1jax.types import Load, Mean, TrainState
 from tests import tiny
 
 C = tiny.config(depth=1)
@@ -152,3 +152,24 @@ def test_score_fills_the_places_it_is_asked_for():
     want[num_microbatches:] = 0
     np.testing.assert_array_equal(got, want)
   assert score._cache_size() == 1
+
+
+def test_router_biases_follow_the_loads_of_the_whole_batch():
+  """Two microbatches whose loads even out, but for one expert."""
+  bias = jnp.zeros((1, 3))
+
+  def loss(params, batch):
+    loads = Load(batch["load_BZE"].sum(0))
+    return (params["layers"]["w"] * 1.0).sum(), {"moe/load": loads}
+
+  params = {"layers": {"w": jnp.ones(2), "moe": {"bias": bias}}}
+  optimizer = optax.adam(0.1)
+  update = step.make_update(loss, optimizer, REPLICATED, REPLICATED, bias_rate=0.01)
+  start = TrainState(jnp.asarray(0), params, optimizer.init(params))
+  start = jax.device_put(start, REPLICATED)
+  loads = np.asarray([[[[4.0, 0.0, 0.0]]], [[[0.0, 4.0, 1.0]]]], np.float32)
+  after, metrics = update(start, {"load_BZE": loads}, 2, 1.0)
+  np.testing.assert_allclose(
+    after.params["layers"]["moe"]["bias"], [[-0.01, -0.01, 0.01]]
+  )
+  np.testing.assert_allclose(metrics["moe/load"].value(), 4 / 3)
