@@ -60,16 +60,28 @@ def test_sampling_is_that_of_one_device_token_for_token(eight, mesh):
   assert len(set(want["rollout/length"])) > 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", tiny.FAMILY)
-def test_every_architecture_is_that_of_one_device(eight, name):
+def test_every_architecture_is_that_of_one_device(family, name):
   """R5: fsdp, tp and experts over ep, in loss and gradient."""
-  want, got = eight["one"], eight["experts"]
+  want, got = family["one"], family["experts"]
   keys = [key for key in want if key.startswith(f"family/{name}/")]
   assert len(keys) > 11
   for key in keys:
     largest = np.abs(want[key]).max()
     assert largest > 0 or key.endswith("/bias")
     np.testing.assert_allclose(got[key], want[key], atol=2e-5 * largest, err_msg=key)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n, c in tiny.FAMILY.items() if c.experts])
+def test_experts_and_latents_are_sampled_from_as_on_one_device(family, name):
+  """R21: token for token, 6 slots over 4 devices."""
+  want, got = family["one"], family["experts"]
+  own = f"family_{name}_rollout"
+  np.testing.assert_array_equal(got[f"{own}/tokens"], want[f"{own}/tokens"])
+  np.testing.assert_allclose(got[f"{own}/logp"], want[f"{own}/logp"], atol=5e-5)
+  assert len(set(want[f"{own}/length"])) > 2
 
 
 def test_no_token_is_lost_when_all_go_to_the_same_experts(eight):
