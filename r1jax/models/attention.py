@@ -20,6 +20,8 @@ from r1jax.models.config import ModelConfig
 # (q_BLKRH, k_BLKH, v_BLKH or None, kv, layer, scale) -> (mixed_BLKRH, kv), where kv are
 # the cache's arrays. Without values those are the first of the key's dimensions.
 Context = Callable[..., tuple[jax.Array, tuple | None]]
+# Of the latents' norms, whatever a model's config says of the others.
+_LATENT_EPS = 1e-6
 
 
 def grouped_query(
@@ -60,7 +62,7 @@ def latent(
   m = c.latent
   if m.q_rank:
     q_latent = layers.linear(x_BLD, attn["q_down"])
-    q_latent = layers.rms_norm(q_latent, attn["q_norm"], c.norm_eps)
+    q_latent = layers.rms_norm(q_latent, attn["q_norm"], _LATENT_EPS)
     q_BLNH = layers.linear(q_latent, attn["q_up"])
   else:
     q_BLNH = layers.linear(x_BLD, attn["q"])
@@ -69,7 +71,7 @@ def latent(
   down = layers.linear(x_BLD, attn["kv_down"])
   # The rotary key is not normalised.
   latent_BLC, k_rope = jnp.split(down[:, :, None], [m.kv_rank], axis=-1)
-  latent_BLC = layers.rms_norm(latent_BLC[:, :, 0], attn["kv_norm"], c.norm_eps)
+  latent_BLC = layers.rms_norm(latent_BLC[:, :, 0], attn["kv_norm"], _LATENT_EPS)
   k_rope = rope.rotate(k_rope, cos_sin)
   scale = rope.softmax_scale(c)
   if kv is None:

@@ -20,6 +20,14 @@ class Llama3Rope:
   low_freq: float = 1.0
   high_freq: float = 4.0
 
+  def __post_init__(self):
+    _stretches(self)
+    if not 0 < self.low_freq < self.high_freq:
+      raise InputError(
+        f"model.rope_scaling: low_freq={self.low_freq} must be above 0 and below "
+        f"high_freq={self.high_freq}"
+      )
+
 
 @dataclasses.dataclass(frozen=True)
 class YarnRope:
@@ -45,6 +53,14 @@ class YarnRope:
   mscale_all_dim: float = 0.0
   attention_factor: float | None = None
   truncate: bool = True
+
+  def __post_init__(self):
+    _stretches(self)
+    if not 0 < self.beta_slow < self.beta_fast:
+      raise InputError(
+        f"model.rope_scaling: beta_slow={self.beta_slow} must be above 0 and below "
+        f"beta_fast={self.beta_fast}"
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +125,8 @@ class ModelConfig:
     width: residual stream, D.
     heads, kv_heads: query heads N and key/value heads K; K divides N, and with latent
       attention equals it.
-    head_dim: H, even; with latent attention nope_dim + rope_dim.
+    head_dim: H, even; with latent attention nope_dim + rope_dim, of which only the
+      second is.
     ffw: hidden width of the SwiGLU block, F.
     vocab: rows of the embedding, V (at least the tokenizer's).
     rope_base: base of the rotary wavelengths.
@@ -150,7 +167,7 @@ class ModelConfig:
       raise InputError(
         f"model.kv_heads={self.kv_heads} must divide model.heads={self.heads}"
       )
-    if self.head_dim % 2:
+    if self.head_dim % 2 and self.latent is None:
       raise InputError(f"model.head_dim={self.head_dim} must be even (rotary pairs)")
     if self.mtp_depth > 1:
       raise InputError(f"model.mtp_depth={self.mtp_depth}: only 0 and 1 are computed")
@@ -245,6 +262,12 @@ def _record(key: str, old: Any, fields: Mapping[str, Any]) -> Any:
     if name not in fields and field.default is dataclasses.MISSING:
       raise InputError(f"{where}.{name} is missing")
   return kind(**fields)
+
+
+def _stretches(rope: Llama3Rope | YarnRope) -> None:
+  _positive(rope, "model.rope_scaling", zero=())
+  if not rope.factor >= 1:
+    raise InputError(f"model.rope_scaling.factor={rope.factor}: must be 1 or more")
 
 
 def _positive(record, where: str, *, zero: tuple[str, ...]) -> None:

@@ -133,10 +133,7 @@ class Family:
   mtp: bool = False
 
 
-# The norms of the latents have eps 1e-6 whatever rms_norm_eps says; here they have the
-# others', which must be the same.
-_DEEPSEEK_FIXED = {"rms_norm_eps": 1e-6, "attention_bias": False}
-_DEEPSEEK_FIXED |= {"pretraining_tp": 1, "moe_layer_freq": 1}
+_DEEPSEEK_FIXED = {"attention_bias": False, "pretraining_tp": 1, "moe_layer_freq": 1}
 FAMILIES = {
   "llama": Family(
     "LlamaForCausalLM",

@@ -13,6 +13,7 @@ from r1jax.models.config import (
   YarnRope,
   changed,
 )
+from tests import tiny
 
 GROUPED = ModelConfig(
   depth=3, width=16, heads=4, kv_heads=2, head_dim=8, ffw=24, vocab=33
@@ -153,3 +154,45 @@ FIRST = {"original_length": 64}
 def test_changes_that_are_not_understood(fields, message):
   with pytest.raises(InputError, match=message):
     changed(GROUPED, fields)
+
+
+@pytest.mark.parametrize(
+  ("make", "said"),
+  [
+    (lambda: Llama3Rope(factor=0.5, original_length=8), r"factor=0\.5: must be 1"),
+    (lambda: YarnRope(factor=2.0, original_length=0), r"original_length=0 must be"),
+    (
+      lambda: Llama3Rope(factor=2.0, original_length=8, low_freq=4.0),
+      r"low_freq=4\.0 must be above 0 and below high_freq=4\.0",
+    ),
+    (
+      lambda: YarnRope(factor=2.0, original_length=8, beta_slow=0.0),
+      r"beta_slow=0\.0 must be above 0 and below beta_fast=32\.0",
+    ),
+  ],
+)
+def test_impossible_stretches_are_refused(make, said):
+  with pytest.raises(InputError, match=rf"model\.rope_scaling.*{said}"):
+    make()
+
+
+def test_changing_records_field_by_field():
+  """As `config.model.shape` does."""
+  c = tiny.FAMILY["deepseek_v3"]
+  got = changed(c, {"experts": {"count": 12}, "rope_scaling": {"factor": 2.0}})
+  assert got.experts == dataclasses.replace(c.experts, count=12)
+  assert got.rope_scaling == dataclasses.replace(c.rope_scaling, factor=2.0)
+  new = changed(
+    tiny.config(),
+    {"rope_scaling": {"kind": "llama3", "factor": 2.0, "original_length": 8}},
+  )
+  assert new.rope_scaling == Llama3Rope(factor=2.0, original_length=8)
+  for fields, said in (
+    ({"experts": {"counts": 1}}, r"config\.model\.shape\.experts='counts'.*'count'"),
+    ({"experts": {"count": 4}}, r"config\.model\.shape\.experts\.per_token is missing"),
+    ({"rope_scaling": {"factor": 2.0}}, r"config\.model\.shape\.rope_scaling\.kind"),
+    ({"depth": {"count": 4}}, r"config\.model\.shape\.depth=.*one value"),
+    ({"widht": 4}, r"config\.model\.shape='widht'.*'width'"),
+  ):
+    with pytest.raises(InputError, match=said):
+      changed(tiny.config(), fields)
