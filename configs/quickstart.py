@@ -11,7 +11,6 @@ On 2 CPU cores 5 to 6 minutes. To expect: greedy accuracy on 510 held-out proble
 12 to 18 % to 98 % or more, mean answers from 4 to 30 tokens, in seeds 0, 1 and 2.
 """
 
-from ml_collections import ConfigDict
 
 from configs import common
 
@@ -49,9 +48,7 @@ def get_config(arg=None):
   base.optim.learning_rate = 3e-3
   base.optim.warmup_steps = 30
   base.optim.final_fraction = 0.05
-  base.training = ConfigDict(
-    {"rows": 8, "microbatches": 1, "row_length": 128, "remat": "none"}
-  )
+  base.training.row_length = 128
 
   zero = c.zero = common.grpo()
   zero.init = "base"
@@ -65,7 +62,7 @@ def get_config(arg=None):
   zero.rollout.slots = 256
   zero.loss.clip_low = zero.loss.clip_high = 0.2
   zero.optim.learning_rate = 2e-4
-  zero.training = ConfigDict(
+  zero.training.update(
     {"rows": 16, "row_length": 128, "minibatches": 2, "remat": "none"}
   )
   zero.eval.every = 5

@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import errno
 import json
+import math
 import os
 import platform
 import shlex
@@ -41,6 +42,7 @@ from r1jax.sharding import TRAIN_RULES, Partition
 from r1jax.stages import setup
 from r1jax.stages.lineage import begin, is_done
 from r1jax.stages.run import Run, Stopped
+from r1jax.stages.trainable import Trainable
 from r1jax.watchdog import PhaseClock, Watchdog
 
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy", "ml-collections")
@@ -148,7 +150,7 @@ def train(
       devices=[device.device_kind for device in jax.devices()],
       mesh=partition.mesh.shape,
       num_params=num_params,
-      bytes_per_device=_bytes_per_device(run, stages),
+      bytes_per_device=_bytes_per_device(run, plain, stages),
       workdir=folder,
       console=console,
     )
@@ -266,18 +268,28 @@ def _made_from(
   return found
 
 
-def _bytes_per_device(run: Run, stages: Mapping[str, Mapping[str, Any]]) -> int:
-  """Parameters, two moments and, where a stage has one, the reference."""
-  shardings = run.partition.of_specs(parameters.param_specs(run.model))
-  shapes = trees.flatten(parameters.abstract_params(run.model, np.float32, shardings))
-  one_copy = sum(
-    int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * 4 for leaf in shapes.values()
-  )
-  has_reference = any(
-    settings["kind"] == "grpo" and settings["loss"]["kl_coef"] != 0
-    for settings in stages.values()
-  )
-  return one_copy * (3 + has_reference)
+def _bytes_per_device(
+  run: Run, config: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any]]
+) -> int:
+  """Of the largest stage: what is trained, two moments and, where it has one, the
+  reference; and what is frozen."""
+
+  def size(specs: Any, dtype: Any) -> int:
+    shardings = run.partition.of_specs(specs)
+    shapes = jax.tree.leaves(parameters.abstract(specs, dtype, shardings))
+    items = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in shapes)
+    return items * np.dtype(dtype).itemsize
+
+  model = parameters.param_specs(run.model)
+  largest = 0
+  for name, settings in stages.items():
+    with setup.keys_of(name, config):
+      trainable = Trainable.of(run, settings)
+      trained = size(trainable.specs, np.float32)
+    has_reference = settings["kind"] == "grpo" and settings["loss"]["kl_coef"] != 0
+    frozen = 0 if trainable.lora is None else size(model, run.compute_dtype)
+    largest = max(largest, trained * (3 + has_reference) + frozen)
+  return largest
 
 
 def git_commit() -> str:

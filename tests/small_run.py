@@ -29,9 +29,7 @@ def get_config(arg=None):
     "op_chain", size=64, think_share=0.5, min_steps=1, max_steps=2
   )
   base.optim.learning_rate = 3e-2
-  base.training = ConfigDict(
-    {"rows": 8, "microbatches": 2, "row_length": 32, "remat": "none", "mtp_coef": 0.0}
-  )
+  base.training.update({"microbatches": 2, "row_length": 32})
 
   zero = c.zero = common.grpo()
   zero.init = "base"

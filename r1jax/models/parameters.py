@@ -136,27 +136,36 @@ def _experts(c: ModelConfig, z: int) -> dict:
 
 def abstract_params(c: ModelConfig, dtype, shardings=None) -> dict:
   """ShapeDtypeStructs of the parameters, with shardings where given."""
-  specs = trees.flatten(param_specs(c))
+  return abstract(param_specs(c), dtype, shardings)
+
+
+def abstract(specs: dict, dtype, shardings=None) -> dict:
+  """ShapeDtypeStructs of a tree of ParamSpecs, with shardings where given."""
   placed = trees.flatten(shardings) if shardings is not None else {}
-  return trees.unflatten(
-    {
-      path: jax.ShapeDtypeStruct(spec.shape, dtype, sharding=placed.get(path))
-      for path, spec in specs.items()
-    }
+  return trees.map_with_path(
+    lambda path, spec: jax.ShapeDtypeStruct(
+      spec.shape, dtype, sharding=placed.get(path)
+    ),
+    specs,
   )
 
 
 def init(c: ModelConfig, key: jax.Array, dtype=jnp.float32) -> dict:
-  """Fresh parameters: truncated normal of variance 1 / fan_in, one key per path."""
+  """Fresh parameters."""
+  return draw(param_specs(c), key, dtype)
 
-  def draw(path: str, spec: ParamSpec) -> jax.Array:
+
+def draw(specs: dict, key: jax.Array, dtype=jnp.float32) -> dict:
+  """Fresh arrays: truncated normal of variance 1 / fan_in, one key per path."""
+
+  def one(path: str, spec: ParamSpec) -> jax.Array:
     if not spec.fan_in:
       return jnp.full(spec.shape, spec.fill, dtype)
     from_path = jax.random.fold_in(key, prng.number_of(path))
     unit = jax.random.truncated_normal(from_path, -3.0, 3.0, spec.shape, jnp.float32)
     return (unit * spec.fan_in**-0.5).astype(dtype)
 
-  return trees.map_with_path(draw, param_specs(c))
+  return trees.map_with_path(one, specs)
 
 
 def num_params(c: ModelConfig, *, mtp: bool = True) -> int:

@@ -13,6 +13,7 @@ from r1jax.rewards.combine import combine
 from r1jax.rewards.pool import RewardPool
 from r1jax.stages.rollouts import Sampler, judge, records
 from r1jax.stages.run import Run
+from r1jax.stages.trainable import Trainable
 from r1jax.types import Problem
 
 
@@ -21,6 +22,7 @@ class Evaluation:
 
   Args:
     sets: name -> problems.
+    trainable, held_frozen: what the weights are made of, see `Sampler.weights`.
     template: settings of `templates.encode`, and `prompt_length`.
     weights: of the reward parts, for the totals in the samples.
     batch: problems answered by one call; the last is filled up.
@@ -33,6 +35,8 @@ class Evaluation:
     stage: str,
     sets: Mapping[str, Sequence[Problem]],
     *,
+    trainable: Trainable,
+    held_frozen: Any | None,
     template: Mapping[str, Any],
     pool: RewardPool,
     weights: Mapping[str, float],
@@ -58,8 +62,10 @@ class Evaluation:
     }
     largest = max(map(len, sets.values()))
     self._batch = min(batch, largest)
+    self._held_frozen = held_frozen
     self._sampler = Sampler(
       run,
+      trainable,
       prompts=self._batch,
       samples=samples,
       prompt_length=prompt_length,
@@ -68,9 +74,9 @@ class Evaluation:
       controls={"temperature": temperature, "top_p": top_p},
     )
 
-  def __call__(self, params: Any, step: int) -> dict[str, float]:
+  def __call__(self, trained: Any, step: int) -> dict[str, float]:
     """`eval/<set>/...` of every set; the answers go to samples/<stage>/."""
-    weights = self._sampler.weights(params)
+    weights = self._sampler.weights(trained, self._held_frozen)
     key = prng.at(prng.root(self._run.seed), "eval", step)
     seen = {}
     for name, (problems, prompts) in self._sets.items():

@@ -29,6 +29,7 @@ from r1jax.sampling import logits
 from r1jax.stages.evaluate import Evaluation
 from r1jax.stages.rollouts import Sampler, experts_of, judge, records
 from r1jax.stages.run import Run, Stage
+from r1jax.stages.trainable import Trainable
 from r1jax.training import experts
 from r1jax.training import state as states
 from r1jax.training import step as steps
@@ -76,7 +77,7 @@ def prepare_grpo(run: Run, name: str, config: Mapping[str, Any]) -> Prepared:
     "shards": run.partition.size("batch"),
   }
   room(rollout["prompts"] * rollout["group_size"], **layout)
-  optim.make_optimizer(**config["optim"])
+  Trainable.of(run, config).check(config)
   experts.check(run.model, **config["moe"])
   train_set, eval_sets = load(run, name, config)
   encode = functools.partial(
@@ -102,17 +103,20 @@ def train_grpo(
 
   Config: `data` and `eval.sets` (`data.problems.load_problems`), `template`, `init` (a
   stage, or "" for `config.model`), `num_steps`, `rollout`, `reward`, `advantage`,
-  `truncated`, `loss`, `moe`, `reference`, `optim` and `training`; `configs/` explains
-  them.
+  `truncated`, `loss`, `moe`, `lora`, `reference`, `optim` and `training`; `configs/`
+  explains them.
   """
   root = prng.root(run.seed)
   rollout_config, loss_config = config["rollout"], config["loss"]
+  trainable = Trainable.of(run, config)
   optimizer, rate = optim.make_optimizer(**config["optim"])
-  shardings = states.state_shardings(run.model, optimizer, run.partition, np.float32)
+  specs = trainable.specs
+  shardings = states.state_shardings(specs, optimizer, run.partition, np.float32)
   batch_sharding = run.partition.sharding(None, "batch")
   has_reference = loss_config["kl_coef"] != 0
   sampler = Sampler(
     run,
+    trainable,
     prompts=rollout_config["prompts"],
     samples=rollout_config["group_size"],
     prompt_length=rollout_config["prompt_length"],
@@ -135,7 +139,7 @@ def train_grpo(
   copy = jax.jit(
     lambda params: jax.tree.map(jnp.copy, params), out_shardings=shardings.params
   )
-  abstract = states.abstract_state(run.model, optimizer, run.partition, np.float32)
+  abstract = states.abstract_state(specs, optimizer, run.partition, np.float32)
   held = {"train": abstract} | ({"ref": abstract.params} if has_reference else {})
 
   with (
@@ -144,11 +148,14 @@ def train_grpo(
   ):
     state = stage.take_up(held)
     if state is None:
-      params = run.params_of(config["init"])
-      state = {"train": states.state_of(params, run.model, optimizer, run.partition)}
+      params = trainable.fresh(name, config["init"])
+      state = {"train": states.state_of(params, specs, optimizer, run.partition)}
       if has_reference:
         state["ref"] = copy(params)
     train, ref_params = state["train"], state.get("ref")
+    frozen = trainable.frozen(config["init"])
+    held_frozen = sampler.hold(frozen)
+    trainable.announce(name)
     pool.warm(prepared.train_set)
     evaluation = None
     if prepared.eval_sets:
@@ -156,6 +163,8 @@ def train_grpo(
         run,
         name,
         prepared.eval_sets,
+        trainable=trainable,
+        held_frozen=held_frozen,
         template=config["template"],
         pool=pool,
         weights=config["reward"]["weights"],
@@ -170,7 +179,7 @@ def train_grpo(
       asked = prepared.order.at(step - 1)
       prompts = [prepared.prompts[problem.id] for problem in asked]
       with run.clock("rollout"):
-        weights = sampler.weights(train.params)
+        weights = sampler.weights(train.params, held_frozen)
         key = prng.at(root, f"{name}/rollout", step)
         rollout = sampler(weights, prompts, asked, key)
         completions = sampler.completions(rollout)
@@ -210,17 +219,19 @@ def train_grpo(
         for batch in batches:
           rows = batch.experience = sharding.place(batch.experience, batch_sharding)
           if len(batches) > 1:
-            scores = score(train.params, rows.rows, batch.count)
+            scores = score(train.params, frozen, rows.rows, batch.count)
             batch.experience = rows.replace(logp_old_BL=scores.logp_BL)
             merge(seen, measure_gap(scores, rows))
           if has_reference:
-            scores = score(ref_params, rows.rows, batch.count)
+            scores = score(ref_params, frozen, rows.rows, batch.count)
             batch.experience = batch.experience.replace(logp_ref_BL=scores.logp_BL)
         jax.block_until_ready([batch.experience for batch in batches])
       with run.clock("update"):
         learning_rate = float(rate(int(train.step)))
         for batch in batches:
-          train, more = update(train, batch.experience, batch.count, batch.denominator)
+          train, more = update(
+            train, frozen, batch.experience, batch.count, batch.denominator
+          )
           merge(seen, more)
 
       refresh_every = config["reference"]["refresh_every"]
@@ -328,6 +339,7 @@ def score_rows(
   run: Run,
   config: Mapping[str, Any],
   params: Any,
+  frozen: Any,
   rows: TokenRows,
   *,
   balance: bool = False,
@@ -336,7 +348,7 @@ def score_rows(
   sampling = {key: config["rollout"][key] for key in _CONTROLS}
   return token_logprobs(
     run.model,
-    run.cast(params),
+    Trainable.of(run, config).policy(params, frozen),
     rows,
     temperature=sampling["temperature"],
     shape_logits=logits.shaper(**sampling),
@@ -347,17 +359,21 @@ def score_rows(
 
 
 def scores_alone(
-  run: Run, config: Mapping[str, Any], params: Any, rows: TokenRows
+  run: Run, config: Mapping[str, Any], params: Any, frozen: Any, rows: TokenRows
 ) -> TokenScores:
   """Without where tokens went, which only the loss needs."""
-  return score_rows(run, config, params, rows).replace(routed=None)
+  return score_rows(run, config, params, frozen, rows).replace(routed=None)
 
 
 def loss(
-  run: Run, config: Mapping[str, Any], params: Any, experience: Experience
+  run: Run,
+  config: Mapping[str, Any],
+  params: Any,
+  frozen: Any,
+  experience: Experience,
 ) -> tuple[jax.Array, dict[str, Statistic]]:
   coef = config["moe"]["balance_coef"]
-  scores = score_rows(run, config, params, experience.rows, balance=coef != 0)
+  scores = score_rows(run, config, params, frozen, experience.rows, balance=coef != 0)
   total, seen = policy_loss(scores, experience, balance_coef=coef, **config["loss"])
   return total, seen | experts.loads(run.model, scores, experience.rows)
 

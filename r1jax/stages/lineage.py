@@ -12,10 +12,9 @@ from jax.experimental import multihost_utils
 
 from r1jax.checkpoints import Checkpoints, write_json
 from r1jax.errors import InputError, one_of
-from r1jax.stages.run import Run
+from r1jax.stages.run import SETTINGS, Run
 
 ON_CHANGE = ("error", "rerun")
-_SETTINGS = "settings.json"
 
 
 def is_done(run: Run, stage: str, settings: Mapping[str, Any]) -> bool:
@@ -57,13 +56,13 @@ def begin(run: Run, stage: str, settings: Mapping[str, Any]) -> None:
       for old in (run.workdir / "samples" / stage, folder):
         shutil.rmtree(old, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / _SETTINGS, settings)
+    write_json(folder / SETTINGS, settings)
   _sync("r1jax:settings written")
 
 
 def _changed(run: Run, stage: str, settings: Mapping[str, Any]) -> list[str]:
   """What differs from the settings that the checkpoints of a stage were made with."""
-  path = run.folder(stage) / _SETTINGS
+  path = run.folder(stage) / SETTINGS
   if not path.exists() or not Checkpoints(run.folder(stage)).steps():
     return []
   return differences(json.loads(path.read_text()), json.loads(json.dumps(settings)))

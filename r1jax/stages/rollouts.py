@@ -19,6 +19,7 @@ from r1jax.rewards.pool import RewardPool
 from r1jax.sampling import decode, logits
 from r1jax.sharding import SAMPLE_RULES, Partition
 from r1jax.stages.run import Run
+from r1jax.stages.trainable import Trainable
 from r1jax.types import Problem, Rollout
 
 
@@ -38,6 +39,7 @@ class Sampler:
   def __init__(
     self,
     run: Run,
+    trainable: Trainable,
     *,
     prompts: int,
     samples: int,
@@ -65,8 +67,11 @@ class Sampler:
     self._samples = samples
     self._prompt_length = prompt_length
     held = Partition(run.partition.mesh, SAMPLE_RULES)
-    shardings = held.of_specs(parameters.param_specs(run.model))
-    self._held = jax.jit(run.cast, out_shardings=shardings)
+    trained = held.of_specs(trainable.specs)
+    self._frozen = held.of_specs(parameters.param_specs(run.model))
+    self._trainable = trainable
+    self._trained = jax.jit(run.cast, out_shardings=trained)
+    shardings = trainable.join(trained, self._frozen)
     everywhere = held.sharding()
     self._generate = jax.jit(
       functools.partial(
@@ -86,9 +91,17 @@ class Sampler:
       prompts * samples, max_tokens=max_tokens, **controls
     )
 
-  def weights(self, params: Any) -> Any:
-    """Parameters as the sampler holds them: gathered over fsdp, in compute dtype."""
-    return self._held(params)
+  def hold(self, frozen: Any | None) -> Any | None:
+    """The frozen tree of a stage as all samplers hold it: gathered over fsdp, once.
+
+    Arrays that lie so already are not copied.
+    """
+    return None if frozen is None else jax.device_put(frozen, self._frozen)
+
+  def weights(self, trained: Any, held_frozen: Any | None = None) -> Any:
+    """What it draws with: the trained tree, gathered and in compute dtype, joined with
+    what `hold` returned."""
+    return self._trainable.join(self._trained(trained), held_frozen)
 
   def __call__(
     self,

@@ -6,6 +6,8 @@ metrics, saves when that is due and stops if it has been asked to.
 
 import contextlib
 import dataclasses
+import functools
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -21,11 +23,14 @@ from r1jax import metrics
 from r1jax.checkpoints import Checkpoints
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.errors import InputError
-from r1jax.models import parameters
+from r1jax.models import lora, parameters
 from r1jax.models.config import ModelConfig
 from r1jax.sharding import Partition
 from r1jax.terminal import Progress
 from r1jax.watchdog import PhaseClock, Watchdog
+
+# Beside the checkpoints of a stage: what it was made from.
+SETTINGS = "settings.json"
 
 
 class Stopped(Exception):
@@ -92,13 +97,54 @@ class Run:
     """What a finished stage made, or what `config.model` stands for if "" is named."""
     if not stage:
       return self.model_params()
-    shardings = self.partition.of_specs(parameters.param_specs(self.model))
-    abstract = parameters.abstract_params(self.model, jnp.float32, shardings)
-    with Checkpoints(self.folder(stage)) as checkpoints:
-      restored, _, _ = checkpoints.restore(
-        {"train": {"params": abstract}}, partial=True
-      )
-    return restored["train"]["params"]
+    return params_of(
+      self.folder(stage),
+      model=self.model,
+      partition=self.partition,
+      init=self.params_of,
+    )
+
+
+def params_of(
+  folder: Path,
+  *,
+  model: ModelConfig,
+  partition: Partition,
+  init: Callable[[str], Any],
+  step: int | None = None,
+) -> Any:
+  """Parameters, float32, that a stage's checkpoints stand for.
+
+  Those of a stage with `config.lora` hold an adapter, which is merged with what the
+  stage began with.
+
+  Args:
+    folder: of the stage's checkpoints.
+    init: makes the parameters of the stage named, or those of `config.model` for "".
+    step: of the checkpoint; None is the last.
+  """
+  adapter, made_from = None, folder / SETTINGS
+  # Without a word about it, parameters are asked for, and an adapter would not fit.
+  settings = json.loads(made_from.read_text()) if made_from.exists() else {}
+  if "lora" in settings:
+    adapter = lora.of_section(settings["lora"])
+  specs = whole = parameters.param_specs(model)
+  if adapter is not None:
+    specs = lora.adapter_specs(model, adapter)
+  abstract = parameters.abstract(specs, jnp.float32, partition.of_specs(specs))
+  with Checkpoints(folder) as checkpoints:
+    restored, _, _ = checkpoints.restore(
+      {"train": {"params": abstract}}, step, partial=True
+    )
+  trained = restored["train"]["params"]
+  if adapter is None:
+    return trained
+  merge = jax.jit(
+    functools.partial(lora.merge, lora=adapter),
+    donate_argnums=0,
+    out_shardings=partition.of_specs(whole),
+  )
+  return merge(init(settings["init"]), trained)
 
 
 class Stage:

@@ -14,9 +14,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from r1jax import optim, prng, sharding, trees
+from r1jax import optim, prng, trees
 from r1jax.data import examples, problems, templates
 from r1jax.data import tokenizer as tokenizers
 from r1jax.errors import InputError, nearest, one_of
@@ -54,6 +53,7 @@ def keywords(function: Callable, *, without: Sequence[str] = ()) -> dict[str, bo
 
 _TEMPLATE = keywords(templates.encode, without=("length",))
 _OPTIM = keywords(optim.make_optimizer)
+_LORA = dict.fromkeys(("rank", "alpha", "paths"), True)
 # What each section of a stage may hold, and whether it must.
 SECTIONS: dict[str, dict[str, dict[str, bool]]] = {
   "sft": {
@@ -61,6 +61,7 @@ SECTIONS: dict[str, dict[str, dict[str, bool]]] = {
     "template": _TEMPLATE,
     "optim": _OPTIM,
     "moe": dict.fromkeys(("balance_coef", "bias_rate"), True),
+    "lora": _LORA,
     "training": dict.fromkeys(
       ("rows", "microbatches", "row_length", "remat", "mtp_coef"), True
     ),
@@ -90,6 +91,7 @@ SECTIONS: dict[str, dict[str, dict[str, bool]]] = {
     "truncated": dict.fromkeys(("kind", "penalty"), True),
     "loss": keywords(grpo),
     "moe": dict.fromkeys(("balance_coef", "bias_rate", "replay"), True),
+    "lora": _LORA,
     "reference": {"refresh_every": True},
     "optim": _OPTIM,
     "training": dict.fromkeys(("rows", "row_length", "minibatches", "remat"), True),
@@ -259,19 +261,17 @@ def make_model(
       f"the tokenizer has {tokenizer.vocab_size} pieces and the model {model.vocab} "
       "rows for them: it is of another model; look at config.tokenizer.path"
     )
-  shardings = partition.of_specs(parameters.param_specs(model))
+  specs = parameters.param_specs(model)
+  shardings = partition.of_specs(specs)
   if not section["path"]:
     make = functools.partial(
-      states.init_params, model, prng.root(config["seed"]), partition, jnp.float32
+      states.init_params, specs, prng.root(config["seed"]), partition, jnp.float32
     )
     return model, make
-  by_path = trees.flatten(shardings)
-
-  def put(path: str, array: np.ndarray) -> jax.Array:
-    return sharding.place(array, by_path[path])
 
   def load() -> Any:
-    return weights.load_model(section["path"], dtype=np.float32, put=put)[1]
+    path = section["path"]
+    return weights.load_model(path, dtype=jnp.float32, shardings=shardings)[1]
 
   return model, load
 

@@ -15,6 +15,7 @@ from r1jax.data import examples, packing, stream, templates
 from r1jax.errors import InputError, one_of
 from r1jax.objectives.sft import cross_entropy
 from r1jax.stages.run import Run, Stage
+from r1jax.stages.trainable import Trainable
 from r1jax.training import experts
 from r1jax.training import state as states
 from r1jax.training import step as steps
@@ -39,7 +40,7 @@ def prepare_sft(
       f"config.training.rows={rows} does not split over {shards} devices; a multiple "
       f"of {shards} is needed"
     )
-  optim.make_optimizer(**config["optim"])
+  Trainable.of(run, config).check(config)
   experts.check(run.model, **config["moe"])
   coef = config["training"]["mtp_coef"]
   if not coef >= 0 or (coef and not run.model.mtp_depth):
@@ -58,22 +59,27 @@ def train_sft(
 
   Config: `examples` (`data.examples.load_examples`), `template`, `init` (a stage, or ""
   for `config.model`), `num_steps`, `train_on` ("all" tokens, or those of the
-  "completion"), `optim` (`optim.make_optimizer`), `moe` (`experts.check`), and
-  `training`: `row_length`, `rows` and `microbatches` of a step, `remat`, `mtp_coef`.
+  "completion"), `optim` (`optim.make_optimizer`), `moe` (`experts.check`), `lora`
+  (`models.lora.Lora`), and `training`: `row_length`, `rows` and `microbatches` of a
+  step, `remat`, `mtp_coef`.
   """
   training = config["training"]
+  trainable = Trainable.of(run, config)
   optimizer, rate = optim.make_optimizer(**config["optim"])
-  shardings = states.state_shardings(run.model, optimizer, run.partition, np.float32)
+  specs = trainable.specs
+  shardings = states.state_shardings(specs, optimizer, run.partition, np.float32)
   batch_sharding = run.partition.sharding(None, "batch")
 
   with Stage(run, name, num_steps=config["num_steps"]) as stage:
-    abstract = states.abstract_state(run.model, optimizer, run.partition, np.float32)
+    abstract = states.abstract_state(specs, optimizer, run.partition, np.float32)
     state = stage.take_up({"train": abstract})
     if state is None:
-      params = run.params_of(config["init"])
-      state = states.state_of(params, run.model, optimizer, run.partition)
+      params = trainable.fresh(name, config["init"])
+      state = states.state_of(params, specs, optimizer, run.partition)
     else:
       state = state["train"]
+    frozen = trainable.frozen(config["init"])
+    trainable.announce(name)
 
     rows, waste = prepared
     num_rows = training["rows"] * training["microbatches"]
@@ -97,7 +103,7 @@ def train_sft(
         batch = sharding.place(batch, batch_sharding)
       with run.clock("update"):
         learning_rate = float(rate(step - 1))
-        state, seen = train(state, batch, training["microbatches"], num_tokens)
+        state, seen = train(state, frozen, batch, training["microbatches"], num_tokens)
         seen = {key: float(value.value()) for key, value in seen.items()}
       stage.end_step(
         step,
@@ -112,14 +118,14 @@ def train_sft(
 
 
 def loss(
-  run: Run, config: Mapping[str, Any], params: Any, rows: TokenRows
+  run: Run, config: Mapping[str, Any], params: Any, frozen: Any, rows: TokenRows
 ) -> tuple[jax.Array, dict[str, Statistic]]:
   """(sum of the cross-entropy and what is added to it, metrics) of a microbatch."""
   mtp_coef = config["training"]["mtp_coef"]
   balance_coef = config["moe"]["balance_coef"]
   scores = token_logprobs(
     run.model,
-    run.cast(params),
+    Trainable.of(run, config).policy(params, frozen),
     rows,
     remat=config["training"]["remat"],
     balance=balance_coef != 0,

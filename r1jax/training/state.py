@@ -9,18 +9,21 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from r1jax import prng, trees
 from r1jax.models import parameters
-from r1jax.models.config import ModelConfig
 from r1jax.sharding import Partition
 from r1jax.types import TrainState
 
 
 def state_shardings(
-  c: ModelConfig, optimizer: optax.GradientTransformation, partition: Partition, dtype
+  specs: dict, optimizer: optax.GradientTransformation, partition: Partition, dtype
 ) -> TrainState:
-  """Shardings of a TrainState: optimizer moments lie where their parameters lie."""
-  params = partition.of_specs(parameters.param_specs(c))
+  """Shardings of a TrainState: optimizer moments lie where their parameters lie.
+
+  Args:
+    specs: nested dict of ParamSpec of what is trained.
+  """
+  params = partition.of_specs(specs)
   replicated = NamedSharding(partition.mesh, PartitionSpec())
-  shapes = parameters.abstract_params(c, dtype, params)
+  shapes = parameters.abstract(specs, dtype, params)
   by_path = trees.flatten(shapes)
   abstract = jax.eval_shape(optimizer.init, shapes)
 
@@ -43,13 +46,13 @@ def state_shardings(
 
 
 def abstract_state(
-  c: ModelConfig, optimizer: optax.GradientTransformation, partition: Partition, dtype
+  specs: dict, optimizer: optax.GradientTransformation, partition: Partition, dtype
 ) -> TrainState:
   """ShapeDtypeStructs with shardings: what a checkpoint is restored into."""
   shapes = jax.eval_shape(
-    lambda params: new_state(params, optimizer), parameters.abstract_params(c, dtype)
+    lambda params: new_state(params, optimizer), parameters.abstract(specs, dtype)
   )
-  shardings = state_shardings(c, optimizer, partition, dtype)
+  shardings = state_shardings(specs, optimizer, partition, dtype)
   return jax.tree.map(
     lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at),
     shapes,
@@ -63,19 +66,22 @@ def new_state(params: Any, optimizer: optax.GradientTransformation) -> TrainStat
 
 def state_of(
   params: Any,
-  c: ModelConfig,
+  specs: dict,
   optimizer: optax.GradientTransformation,
   partition: Partition,
 ) -> TrainState:
   """A fresh state around parameters that are already on their devices."""
-  shardings = state_shardings(c, optimizer, partition, params["embed"].dtype)
+  dtype = jax.tree.leaves(params)[0].dtype
+  shardings = state_shardings(specs, optimizer, partition, dtype)
   make = jax.jit(optimizer.init, out_shardings=shardings.opt_state)
   step = jax.device_put(jnp.asarray(0, jnp.int32), shardings.step)
   return TrainState(step, params, make(params))
 
 
-def init_params(c: ModelConfig, key: jax.Array, partition: Partition, dtype) -> Any:
+def init_params(specs: dict, key: jax.Array, partition: Partition, dtype) -> Any:
   """Fresh parameters, each device making its own slices."""
-  shardings = partition.of_specs(parameters.param_specs(c))
-  make = jax.jit(lambda key: parameters.init(c, key, dtype), out_shardings=shardings)
+  shardings = partition.of_specs(specs)
+  make = jax.jit(
+    lambda key: parameters.draw(specs, key, dtype), out_shardings=shardings
+  )
   return make(prng.at(key, "init"))

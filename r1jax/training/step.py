@@ -17,8 +17,8 @@ import optax
 from r1jax.training import experts
 from r1jax.types import Mean, Statistic, TrainState
 
-# (params, microbatch) -> (loss sum, metrics)
-LossFn = Callable[[Any, Any], tuple[jax.Array, dict[str, Statistic]]]
+# (params, frozen, microbatch) -> (loss sum, metrics)
+LossFn = Callable[[Any, Any, Any], tuple[jax.Array, dict[str, Statistic]]]
 
 
 def take(tree_MX: Any, index: jax.Array) -> Any:
@@ -29,17 +29,19 @@ def take(tree_MX: Any, index: jax.Array) -> Any:
 
 
 def gradient(
-  loss_fn: LossFn, params: Any, batch_MBL: Any, num_microbatches: jax.Array
+  loss_fn: LossFn, params: Any, frozen: Any, batch_MBL: Any, num_microbatches: jax.Array
 ) -> tuple[Any, dict[str, Statistic]]:
   """Sums of gradients (float32) and merged metrics over the first microbatches.
 
   Args:
+    frozen: what the loss reads beside the parameters, and that has no gradient.
     batch_MBL: pytree with leaves [M, B, ...].
     num_microbatches: int32 scalar, at most M.
   """
 
   def one(index: jax.Array) -> tuple[Any, dict[str, Statistic]]:
-    grads, metrics = jax.grad(loss_fn, has_aux=True)(params, take(batch_MBL, index))
+    batch = take(batch_MBL, index)
+    grads, metrics = jax.grad(loss_fn, has_aux=True)(params, frozen, batch)
     return jax.tree.map(lambda g: g.astype(jnp.float32), grads), metrics
 
   shapes = jax.eval_shape(one, jnp.asarray(0))
@@ -61,16 +63,17 @@ def make_update(
   *,
   bias_rate: float = 0.0,
 ) -> Callable:
-  """Compiles (state, batch_MBL, num_microbatches, denominator) -> (state, metrics).
+  """Compiles an update of a `TrainState`.
 
-  The state is donated. `denominator` is the global count that the summed loss is
-  divided by (0 for an update in which nothing may be trained on: its gradient is 0).
-  Metrics gain `optim/grad_norm`, taken before clipping. With a `bias_rate` the routers'
-  biases move by it, see `experts.balanced`.
+  It is (state, frozen, batch_MBL, num_microbatches, denominator) -> (state, metrics).
+  The state is donated; what is `frozen` (see `gradient`) is not. `denominator` is the
+  global count that the summed loss is divided by (0 for an update in which nothing may
+  be trained on: its gradient is 0). Metrics gain `optim/grad_norm`, taken before
+  clipping. With a `bias_rate` the routers' biases move by it, see `experts.balanced`.
   """
 
-  def update(state, batch_MBL, num_microbatches, denominator):
-    sums, metrics = gradient(loss_fn, state.params, batch_MBL, num_microbatches)
+  def update(state, frozen, batch_MBL, num_microbatches, denominator):
+    sums, metrics = gradient(loss_fn, state.params, frozen, batch_MBL, num_microbatches)
     grads = jax.tree.map(
       lambda g, p: (g / jnp.maximum(denominator, 1.0)).astype(p.dtype),
       sums,
@@ -87,7 +90,8 @@ def make_update(
   return jax.jit(
     update,
     donate_argnums=0,
-    in_shardings=(shardings, batch_sharding, None, None),
+    # What is frozen stays where it lies.
+    in_shardings=(shardings, None, batch_sharding, None, None),
     out_shardings=(shardings, None),
   )
 
@@ -95,21 +99,21 @@ def make_update(
 def make_score(
   score_fn: Callable, param_shardings: Any, batch_sharding: Any
 ) -> Callable:
-  """Compiles (params, batch_MBL, num_microbatches) -> scores [M, B, ...].
+  """Compiles (params, frozen, batch_MBL, num_microbatches) -> scores [M, B, ...].
 
-  `score_fn(params, microbatch)` returns a pytree of [B, ...]; entries of microbatches
-  beyond the count are 0.
+  `score_fn(params, frozen, microbatch)` returns a pytree of [B, ...]; entries of
+  microbatches beyond the count are 0.
   """
 
-  def score(params, batch_MBL, num_microbatches):
-    shapes = jax.eval_shape(lambda: score_fn(params, take(batch_MBL, 0)))
+  def score(params, frozen, batch_MBL, num_microbatches):
+    shapes = jax.eval_shape(lambda: score_fn(params, frozen, take(batch_MBL, 0)))
     num_places = jax.tree.leaves(batch_MBL)[0].shape[0]
     empty = jax.tree.map(
       lambda leaf: jnp.zeros((num_places, *leaf.shape), leaf.dtype), shapes
     )
 
     def body(index, out):
-      seen = score_fn(params, take(batch_MBL, index))
+      seen = score_fn(params, frozen, take(batch_MBL, index))
       return jax.tree.map(
         lambda all_, new: jax.lax.dynamic_update_index_in_dim(all_, new, index, 0),
         out,
@@ -120,6 +124,6 @@ def make_score(
 
   return jax.jit(
     score,
-    in_shardings=(param_shardings, batch_sharding, None),
+    in_shardings=(param_shardings, None, batch_sharding, None),
     out_shardings=batch_sharding,
   )

@@ -15,10 +15,12 @@ from ml_collections import ConfigDict
 from configs import common, quickstart
 from r1jax import optim, prng, sharding
 from r1jax.errors import InputError
+from r1jax.models import parameters
 from r1jax.sharding import TRAIN_RULES, Partition
 from r1jax.stages import grpo, setup
 from r1jax.stages.rollouts import Sampler
 from r1jax.stages.run import Run
+from r1jax.stages.trainable import Trainable
 from r1jax.training import logprobs
 from r1jax.training import state as states
 from r1jax.training import step as steps
@@ -114,6 +116,7 @@ def rollout(run: Run, stage: Mapping[str, Any]) -> Work:
   num_rows = num_prompts * samples
   sampler = Sampler(
     run,
+    Trainable.of(run, stage),
     prompts=num_prompts,
     samples=samples,
     prompt_length=prompt_length,
@@ -172,7 +175,7 @@ def score(run: Run, stage: Mapping[str, Any]) -> Work:
 
   def call(repeat: int) -> int:
     del repeat
-    jax.block_until_ready(program(params, batch.experience.rows, batch.count))
+    jax.block_until_ready(program(params, None, batch.experience.rows, batch.count))
     return num_tokens(batch)
 
   return Work(call, lambda tries: rows_limit(run, stage, batch, params, False, tries))
@@ -182,17 +185,18 @@ def update(run: Run, stage: Mapping[str, Any]) -> Work:
   """Forward and backward pass and AdamW of a mini-batch."""
   batch = minibatch(run, stage)
   optimizer, _ = optim.make_optimizer(**stage["optim"])
-  state = states.state_of(run.params_of(""), run.model, optimizer, run.partition)
+  specs = parameters.param_specs(run.model)
+  state = states.state_of(run.params_of(""), specs, optimizer, run.partition)
   program = steps.make_update(
     functools.partial(grpo.loss, run, stage),
     optimizer,
-    states.state_shardings(run.model, optimizer, run.partition, np.float32),
+    states.state_shardings(specs, optimizer, run.partition, np.float32),
     run.partition.sharding(None, "batch"),
   )
 
   def call(repeat: int) -> int:
     nonlocal state
-    state, seen = program(state, batch.experience, batch.count, batch.denominator)
+    state, seen = program(state, None, batch.experience, batch.count, batch.denominator)
     jax.block_until_ready(state)
     norm = float(seen["optim/grad_norm"].value())
     if not np.isfinite(norm):

@@ -77,16 +77,21 @@ def sizes_gathered(text):
 def update(partition, process, num_processes):
   """The gradient (as one step of SGD at rate 1), metrics, and what a device does."""
   optimizer = optax.chain(optax.trace(0.9), optax.sgd(1.0))
-  shardings = state.state_shardings(C, optimizer, partition, jnp.float32)
+  specs = parameters.param_specs(C)
+  shardings = state.state_shardings(specs, optimizer, partition, jnp.float32)
   params = place(shardings.params, tiny.params(C))
   before = fetch(partition, params)
-  start = state.state_of(params, C, optimizer, partition)
-  loss = functools.partial(tiny.grpo_loss, C, partition=partition)
+  start = state.state_of(params, specs, optimizer, partition)
+
+  def loss(params, frozen, e):
+    del frozen
+    return tiny.grpo_loss(C, params, e, partition)
+
   batch = batch_of(partition, process, num_processes)
   program = step.make_update(
     loss, optimizer, shardings, partition.sharding(None, "batch")
   )
-  arguments = (start, batch, np.int32(2), np.float32(50.0))
+  arguments = (start, None, batch, np.int32(2), np.float32(50.0))
   compiled = program.lower(*arguments).compile()
   checksum = jax.jit(trees.checksum)(start.params)
   after, metrics = compiled(*arguments)
@@ -106,14 +111,14 @@ def update(partition, process, num_processes):
   }
 
 
-def rollout(partition, slots):
+def rollout(partition, slots, c=C):
   """Tokens, log-probs and counts, under the sampler's rules."""
   held = Partition(partition.mesh, SAMPLE_RULES)
-  shardings = held.of_specs(parameters.param_specs(C))
+  shardings = held.of_specs(parameters.param_specs(c))
   program = jax.jit(
     functools.partial(
       decode.generate,
-      C,
+      c,
       samples=2,
       max_tokens=10,
       stop_ids=tiny.STOP,
@@ -125,7 +130,7 @@ def rollout(partition, slots):
   controls = logits.controls(16, temperature=1.1, top_p=0.9, max_tokens=10)
   key = prng.at(prng.root(0), "rollout", 3)
   arguments = jax.tree.map(np.asarray, (tiny.prompts(PROMPTS), controls))
-  out = program(place(shardings, tiny.params(C)), *arguments, key)
+  out = program(place(shardings, tiny.params(c)), *arguments, key)
   inside = np.arange(10) < np.asarray(out.length_B)[:, None]
   return {
     "rollout/tokens": np.where(inside, out.tokens_BT, -1),
@@ -138,7 +143,8 @@ def rollout(partition, slots):
 
 def fresh(partition):
   """Parameters that each device drew for itself."""
-  params = state.init_params(C, prng.root(5), partition, jnp.float32)
+  specs = parameters.param_specs(C)
+  params = state.init_params(specs, prng.root(5), partition, jnp.float32)
   return {
     f"fresh/{path}": x for path, x in trees.flatten(fetch(partition, params)).items()
   }
@@ -181,6 +187,9 @@ def family(partition):
     found[f"family/{name}/loss"] = np.asarray(total)
     for path, leaf in trees.flatten(fetch(partition, gradient)).items():
       found[f"family/{name}/{path}"] = leaf
+    if c.experts is not None:
+      seen = rollout(partition, 6, c)
+      found |= {f"family_{name}_{key}": value for key, value in seen.items()}
   return found
 
 

@@ -17,6 +17,7 @@ from r1jax.training import state
 from tests import tiny
 
 C = tiny.config(vocab=32)
+SPECS = parameters.param_specs(C)
 SPLIT = Partition(AbstractMesh((1, 2, 2, 1, 1), MESH_AXES), TRAIN_RULES)
 
 
@@ -31,7 +32,7 @@ def leaves_by_place(tree):
 
 def test_adam_moments_lie_where_their_parameters_lie():
   optimizer, _ = make_optimizer(learning_rate=1e-3)
-  got = state.state_shardings(C, optimizer, SPLIT, jnp.float32)
+  got = state.state_shardings(SPECS, optimizer, SPLIT, jnp.float32)
   params = trees.flatten(got.params)
   moments = [leaf for leaf in leaves_by_place(got.opt_state) if leaf[0] in params]
   assert len(moments) == 2 * len(params)
@@ -44,7 +45,7 @@ def test_adam_moments_lie_where_their_parameters_lie():
 def test_factored_moments_are_whole():
   """Adafactor's rows and columns have paths of parameters but not their shapes."""
   optimizer = optax.adafactor(1e-3, min_dim_size_to_factor=8)
-  shardings = state.state_shardings(C, optimizer, SPLIT, jnp.float32)
+  shardings = state.state_shardings(SPECS, optimizer, SPLIT, jnp.float32)
   shapes = jax.eval_shape(optimizer.init, parameters.abstract_params(C, jnp.float32))
   params = {
     leaf.shape: path
@@ -64,8 +65,8 @@ def test_factored_moments_are_whole():
 def test_abstract_state_is_the_state_to_be():
   optimizer, _ = make_optimizer(learning_rate=1e-3)
   one = sharding.single_device()
-  abstract = state.abstract_state(C, optimizer, one, jnp.float32)
-  real = state.state_of(tiny.params(C), C, optimizer, one)
+  abstract = state.abstract_state(SPECS, optimizer, one, jnp.float32)
+  real = state.state_of(tiny.params(C), SPECS, optimizer, one)
   assert jax.tree.structure(abstract) == jax.tree.structure(real)
   jax.tree.map(
     lambda a, r: (
@@ -82,8 +83,8 @@ def test_abstract_state_is_the_state_to_be():
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_abstract_states_of_large_models_keep_the_dtype(dtype):
   optimizer, _ = make_optimizer(learning_rate=1e-3)
-  c = PRESETS["smollm2-135m"]
-  abstract = state.abstract_state(c, optimizer, sharding.single_device(), dtype)
+  specs = parameters.param_specs(PRESETS["smollm2-135m"])
+  abstract = state.abstract_state(specs, optimizer, sharding.single_device(), dtype)
   assert trees.count(abstract.params) == 134_515_008
   assert all(leaf.dtype == dtype for leaf in jax.tree.leaves(abstract.params))
 
@@ -92,10 +93,10 @@ def test_fresh_parameters_are_a_function_of_the_seed():
   """R10: the key is derived by purpose, so nothing else that is drawn shifts them."""
   key = jax.random.key(1, impl="unsafe_rbg")  # compiles faster
   one = sharding.single_device()
-  got = state.init_params(C, key, one, jnp.float32)
+  got = state.init_params(SPECS, key, one, jnp.float32)
   want = jax.jit(parameters.init, static_argnums=0)(C, prng.at(key, "init"))
   jax.tree.map(np.testing.assert_array_equal, got, want)
-  shardings = one.of_specs(parameters.param_specs(C))
+  shardings = one.of_specs(SPECS)
   jax.tree.map(
     lambda leaf, at: np.testing.assert_(leaf.sharding.is_equivalent_to(at, leaf.ndim)),
     got,

@@ -1,6 +1,9 @@
 """One gradient for any split, one program for any number of microbatches."""
 
+import dataclasses
 import functools
+import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +12,10 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from r1jax import sharding
+from r1jax import sharding, trees
+from r1jax.models import lora, parameters
 from r1jax.training import step
+from r1jax.training.logprobs import token_logprobs
 from r1jax.types import Load, Mean, TrainState
 from tests import tiny
 
@@ -18,8 +23,9 @@ C = tiny.config(depth=1)
 LOSSES = {"grpo": (1.0, 0.0), "sft": (0.0, 1.0)}
 
 
-def loss(params, e, weights):
+def loss(params, frozen, e, weights):
   """Both objectives on one scoring pass: (weighted sum, metrics)."""
+  del frozen
   policy, metrics = tiny.grpo_loss(C, params, e)
   supervised = metrics["loss/cross_entropy"].total
   return weights[0] * policy + weights[1] * supervised, metrics
@@ -28,7 +34,7 @@ def loss(params, e, weights):
 @jax.jit
 def gradient(params, batch_MBL, num_microbatches, weights):
   loss_fn = functools.partial(loss, weights=weights)
-  return step.gradient(loss_fn, params, batch_MBL, num_microbatches)
+  return step.gradient(loss_fn, params, None, batch_MBL, num_microbatches)
 
 
 def split(tree, num_microbatches):
@@ -71,10 +77,11 @@ def test_microbatches_beyond_the_count_are_ignored():
   assert gradient._cache_size() == before
 
 
-def linear_loss(params, batch):
-  """Its gradient with respect to w is the sum of x, with respect to b their number."""
+def linear_loss(params, frozen, batch):
+  """Its gradient with respect to w is the sum of x, with respect to b their number,
+  both as often as what is frozen says."""
   x_BL = batch["x_BL"]
-  total = (params["w"] * x_BL).sum() + params["b"] * x_BL.size
+  total = frozen * ((params["w"] * x_BL).sum() + params["b"] * x_BL.size)
   return total, {"x": Mean(x_BL.sum(), jnp.asarray(x_BL.size, jnp.float32))}
 
 
@@ -86,16 +93,19 @@ def linear_batch(num_places=4):
 def test_gradient_sums_by_hand():
   params = {"w": jnp.ones(()), "b": jnp.zeros((), jnp.bfloat16)}
   run = jax.jit(functools.partial(step.gradient, linear_loss))
-  grads, metrics = run(params, linear_batch(), 3)
+  grads, metrics = run(params, 1.0, linear_batch(), 3)
   assert float(grads["w"]) == np.arange(18).sum() == float(metrics["x"].total)
   assert float(grads["b"]) == 18 == float(metrics["x"].count)
   assert grads["b"].dtype == jnp.float32
+  twice, _ = run(params, 2.0, linear_batch(), 3)
+  assert float(twice["w"]) == 2 * float(grads["w"])
   # 512 + 1 is 512 in bfloat16: the sum over microbatches must not be.
-  grads, _ = run(params, {"x_BL": np.zeros((500, 2, 3), np.float32)}, 171)
+  grads, _ = run(params, 1.0, {"x_BL": np.zeros((500, 2, 3), np.float32)}, 171)
   assert float(grads["b"]) == 1026
 
 
 REPLICATED = NamedSharding(sharding.single_device().mesh, PartitionSpec())
+ONE = jax.device_put(jnp.ones(()), REPLICATED)
 
 
 def linear_update(optimizer):
@@ -110,7 +120,7 @@ def test_update_divides_once_and_reports_the_norm_before_clipping():
   """R5: the sum over microbatches over the one denominator, then the optimizer."""
   optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.5))
   update, start = linear_update(optimizer)
-  after, metrics = update(start, linear_batch(), 2, 33.0)
+  after, metrics = update(start, ONE, linear_batch(), 2, 33.0)
   gradient = np.asarray([66 / 33, 12 / 33])
   norm = np.linalg.norm(gradient)
   np.testing.assert_allclose(metrics["optim/grad_norm"].total, norm, rtol=1e-6)
@@ -123,7 +133,7 @@ def test_update_divides_once_and_reports_the_norm_before_clipping():
 def test_update_with_nothing_to_train_on_is_no_update():
   """R5, R14: a count of 0 divides nothing by nothing."""
   update, start = linear_update(optax.sgd(0.5))
-  after, metrics = update(start, linear_batch(), 0, 0.0)
+  after, metrics = update(start, ONE, linear_batch(), 0, 0.0)
   assert float(after.params["w"]) == 1 and float(after.params["b"]) == 0
   assert float(metrics["optim/grad_norm"].total) == 0
   assert float(metrics["x"].value()) == 0
@@ -134,8 +144,8 @@ def test_update_compiles_once_and_donates():
   update, state = linear_update(optax.adam(0.1))
   for num_microbatches, denominator in ((4, 24.0), (1, 6.0), (0, 0.0), (3, 2.0)):
     before = state
-    state, _ = update(state, linear_batch(), num_microbatches, denominator)
-    assert before.params["w"].is_deleted()
+    state, _ = update(state, ONE, linear_batch(), num_microbatches, denominator)
+    assert before.params["w"].is_deleted() and not ONE.is_deleted()
   assert update._cache_size() == 1
   assert int(state.step) == 4
 
@@ -143,11 +153,13 @@ def test_update_compiles_once_and_donates():
 def test_score_fills_the_places_it_is_asked_for():
   """R12: entries beyond the count are 0; any count is one program."""
   score = step.make_score(
-    lambda params, batch: {"y": params["w"] * batch["x_BL"] + 1}, REPLICATED, REPLICATED
+    lambda params, frozen, batch: {"y": params["w"] * batch["x_BL"] + frozen},
+    REPLICATED,
+    REPLICATED,
   )
   params = {"w": jnp.asarray(2.0)}
   for num_microbatches in (4, 2, 0):
-    got = np.asarray(score(params, linear_batch(), num_microbatches)["y"])
+    got = np.asarray(score(params, ONE, linear_batch(), num_microbatches)["y"])
     want = 2 * linear_batch()["x_BL"] + 1
     want[num_microbatches:] = 0
     np.testing.assert_array_equal(got, want)
@@ -158,7 +170,8 @@ def test_router_biases_follow_the_loads_of_the_whole_batch():
   """Two microbatches whose loads even out, but for one expert."""
   bias = jnp.zeros((1, 3))
 
-  def loss(params, batch):
+  def loss(params, frozen, batch):
+    del frozen
     loads = Load(batch["load_BZE"].sum(0))
     return (params["layers"]["w"] * 1.0).sum(), {"moe/load": loads}
 
@@ -168,8 +181,38 @@ def test_router_biases_follow_the_loads_of_the_whole_batch():
   start = TrainState(jnp.asarray(0), params, optimizer.init(params))
   start = jax.device_put(start, REPLICATED)
   loads = np.asarray([[[[4.0, 0.0, 0.0]]], [[[0.0, 4.0, 1.0]]]], np.float32)
-  after, metrics = update(start, {"load_BZE": loads}, 2, 1.0)
+  after, metrics = update(start, None, {"load_BZE": loads}, 2, 1.0)
   np.testing.assert_allclose(
     after.params["layers"]["moe"]["bias"], [[-0.01, -0.01, 0.01]]
   )
   np.testing.assert_allclose(metrics["moe/load"].value(), 4 / 3)
+
+
+def test_of_what_is_frozen_no_gradient_is_made():
+  """The largest array of an adapter's update is a matrix of one layer."""
+  experts = dataclasses.replace(tiny.QWEN_EXPERTS, ffw=170, first_dense=6)
+  c = tiny.config(depth=12, width=128, ffw=6 * 170, experts=experts)
+  how = lora.Lora(rank=2, alpha=4.0, paths=(".*/attn/.*", ".*/(gate|up|down)"))
+
+  def loss(adapter, frozen, rows):
+    params = lora.attach(frozen, adapter, how)
+    scores = token_logprobs(c, params, rows, remat="full")
+    return -scores.logp_BL.sum(), {}
+
+  rows = tiny.plain_rows([[1, 2, 3, 4]])
+  base, adapter = (
+    parameters.abstract(specs, jnp.float32)
+    for specs in (parameters.param_specs(c), lora.adapter_specs(c, how))
+  )
+  run = jax.jit(functools.partial(step.gradient, loss))
+  batch = jax.tree.map(lambda leaf: leaf[None], rows)
+  compiled = run.lower(adapter, base, batch, 1).compile()
+  made = re.findall(r"= \w+\[([\d,]+)\]\S* ([\w-]+)\(", compiled.as_text())
+  largest = max(
+    math.prod(map(int, shape.split(",")))
+    for shape, what in made
+    if what not in ("parameter", "get-tuple-element")
+  )
+  assert largest == 128 * 6 * 170
+  used = compiled.memory_analysis()
+  assert used.temp_size_in_bytes + used.output_size_in_bytes < trees.num_bytes(base) / 3
