@@ -10,15 +10,15 @@ import jax
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-# Folders whose programs are tiny: they compile far longer than they run.
-_TINY = ("models", "sampling", "training", "objectives")
+# Folders and a file whose programs are tiny: they compile far longer than they run.
+_TINY = {"models", "sampling", "training", "objectives", "architectures_test.py"}
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _quick_compilation(request):
   """Leaves LLVM's optimisation out, which halves the time of these folders."""
   before = jax.config.values["jax_disable_most_optimizations"]
-  tiny = request.path.parent.name in _TINY
+  tiny = not _TINY.isdisjoint((request.path.parent.name, request.path.name))
   jax.config.update("jax_disable_most_optimizations", before or tiny)
   yield
   jax.config.update("jax_disable_most_optimizations", before)
