@@ -35,7 +35,7 @@ def render(
   suffix: str = "",
   system: str = "",
 ) -> str:
-  """The prompt text of a problem, ready for `tokenizer.encode`.
+  """The prompt text of a problem; `prompt_ids` gives its tokens.
 
   Args:
     name: "plain" (the question alone), "r1_zero" (the published prompt around it) or
@@ -51,6 +51,24 @@ def render(
   if system and name != "chat":
     raise InputError(f"template={name!r} has no system text; use 'chat' or leave it ''")
   return RENDERERS[name](problem, tokenizer, suffix=suffix, system=system)
+
+
+def prompt_ids(
+  name: str,
+  problem: Problem,
+  tokenizer: Tokenizer,
+  *,
+  suffix: str = "",
+  system: str = "",
+) -> list[int]:
+  """Token ids of `render`.
+
+  A chat template writes begin-of-text itself. The others do not: there it is put in
+  front for models whose tokenizer does so, and control tokens that the problem spells
+  are control tokens.
+  """
+  text = render(name, problem, tokenizer, suffix=suffix, system=system)
+  return tokenizer.encode(text, begin=name != "chat")
 
 
 def encode(
@@ -74,8 +92,9 @@ def encode(
   prompts = []
   longest = (0, "")
   for problem in problems:
-    text = render(template, problem, tokenizer, suffix=suffix, system=system)
-    prompts.append(tokenizer.encode(text))
+    prompts.append(
+      prompt_ids(template, problem, tokenizer, suffix=suffix, system=system)
+    )
     if not prompts[-1]:
       raise InputError(f"the prompt of problem {problem.id!r} has no tokens")
     longest = max(longest, (len(prompts[-1]), problem.id))
@@ -135,10 +154,13 @@ def render_chat(
   """A conversation as the tokenizer's chat template writes it.
 
   The template is a stranger's program: it runs in jinja2's immutable sandbox, with the
-  names that Hugging Face templates expect.
+  names that Hugging Face templates expect. What a message says stays text: where it
+  spells a control token, or a token that the template marks turns with, an invisible
+  U+200B behind the first character breaks it. The tags of TAGS are let through.
 
   Raises:
-    InputError: the tokenizer has no chat template, or the template refuses or fails.
+    InputError: the tokenizer has no chat template, the template refuses or fails, or a
+      message spells a control token that cannot be broken.
   """
   if tokenizer.chat_template is None:
     raise InputError(
@@ -152,7 +174,7 @@ def render_chat(
       _environment()
       .from_string(tokenizer.chat_template)
       .render(
-        messages=messages,
+        messages=_as_text(messages, tokenizer),
         add_generation_prompt=add_generation_prompt,
         bos_token="" if bos_id is None else pieces[bos_id],
         eos_token=pieces[tokenizer.eos_id],
@@ -161,6 +183,29 @@ def render_chat(
     )
   except (jinja2.TemplateError, TypeError, ValueError) as e:
     raise InputError(f"the tokenizer's chat template failed: {e}") from e
+
+
+def _as_text(value: Any, tokenizer: Tokenizer) -> Any:
+  """Messages in which no text spells a token that marks where turns begin or end."""
+  if isinstance(value, Mapping):
+    return {key: _as_text(part, tokenizer) for key, part in value.items()}
+  if isinstance(value, list | tuple):
+    return [_as_text(part, tokenizer) for part in value]
+  if not isinstance(value, str):
+    return value
+  marks = [
+    piece
+    for piece, is_control in tokenizer.added.items()
+    if piece in value
+    and piece not in TAGS
+    and (is_control or (piece.strip() and piece in tokenizer.chat_template))
+  ]
+  text = value
+  for piece in sorted(marks, key=len, reverse=True):
+    text = text.replace(piece, f"{piece[0]}\u200b{piece[1:]}")
+  if marks and not {*map(tokenizer.id_of, marks)}.isdisjoint(tokenizer.encode(text)):
+    raise InputError(f"a message spells the tokens {marks}, which this model reserves")
+  return text
 
 
 def _environment() -> jinja2.Environment:

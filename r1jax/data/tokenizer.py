@@ -1,7 +1,9 @@
 """Text to token ids and back: one interface over three kinds of vocabulary.
 
-A tokenizer never adds a token that the text does not spell: begin-of-text, turns and
-end-of-text come from the template or from whoever assembles the row. Text is for
+Begin-of-text stands once: `encode` adds no token that the text does not spell, and with
+`begin=True` puts in front what the model saw in front of every text, unless the text
+spells it. A chat template writes its own, so its text is encoded without `begin`; turns
+and end-of-text come from the template or from whoever assembles the row. Text is for
 rewards and for people; a rollout stays ids from draw to update.
 """
 
@@ -12,15 +14,18 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import sentencepiece
 import tokenizers
 
 from r1jax import trees
-from r1jax.data import tokenizer_files
+from r1jax.data import tokenizer_files, tokenizer_gguf
 from r1jax.data.tokenizer_files import Special
 from r1jax.errors import InputError, nearest, one_of
+
+_BYTE_PIECE = re.compile("<0x[0-9A-F]{2}>")
 
 
 class Tokenizer(abc.ABC):
@@ -29,21 +34,39 @@ class Tokenizer(abc.ABC):
   Attributes:
     pieces: the vocabulary in id order, as stored (byte-level pieces look odd).
     vocab_size: length of `pieces`; a model may have more rows than this.
-    bos_id, eos_id, pad_id, stop_ids, chat_template: see `Special`.
+    added: {piece that is matched whole wherever a text spells it: whether it is a
+      control token}.
+    bos_id, eos_id, pad_id, stop_ids, begin_ids, chat_template: see `Special`.
   """
 
-  def __init__(self, pieces: Sequence[str], special: Special):
+  def __init__(
+    self, pieces: Sequence[str], special: Special, added: Mapping[str, bool]
+  ):
     self.pieces = tuple(pieces)
     self.vocab_size = len(self.pieces)
+    self.added = dict(added)
     self.bos_id = special.bos_id
     self.eos_id = special.eos_id
     self.pad_id = special.pad_id
     self.stop_ids = special.stop_ids
+    self.begin_ids = special.begin_ids
     self.chat_template = special.chat_template
+    for i in special.stop_ids:
+      if not 0 <= i < self.vocab_size:
+        raise InputError(f"end token id {i} is not in the vocabulary of {len(pieces)}")
+
+  def encode(self, text: str, *, begin: bool = False) -> list[int]:
+    """Ids of a text. Special tokens spelled in it become their ids.
+
+    Args:
+      begin: put `begin_ids` in front, unless they are there; nothing else is added.
+    """
+    ids = self._encode(text)
+    first = list(self.begin_ids) if begin else []
+    return ids if ids[: len(first)] == first else first + ids
 
   @abc.abstractmethod
-  def encode(self, text: str) -> list[int]:
-    """Ids of a text. Special tokens spelled in it become their ids; none is added."""
+  def _encode(self, text: str) -> list[int]: ...
 
   @abc.abstractmethod
   def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
@@ -77,41 +100,92 @@ class Tokenizer(abc.ABC):
     """16 hex digits that name the list of pieces, whatever file it came from."""
     return trees.digest(json.dumps(self.pieces))
 
+  def _save_beside(self, folder: pathlib.Path, **more: Any) -> None:
+    """Writes the names of the special tokens, the end tokens and the template."""
+    named = {"eos": self.eos_id, "pad": self.pad_id, "bos": self.bos_id}
+    config = {
+      **{f"{k}_token": self.pieces[i] for k, i in named.items() if i is not None},
+      "chat_template": self.chat_template,
+      "clean_up_tokenization_spaces": False,
+      **more,
+    }
+    generation = {
+      f"{kind}_token_id": list(self.stop_ids) if kind == "eos" else i
+      for kind, i in named.items()
+    }
+    _write(folder / "tokenizer_config.json", json.dumps(config, indent=2).encode())
+    _write(folder / "generation_config.json", json.dumps(generation, indent=2).encode())
+
+
+class TextStream:
+  """Text of ids that come a few at a time, never with half a character.
+
+  What `push` and `end` return, joined, is `decode` of all ids.
+  """
+
+  def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = False):
+    self._tokenizer = tokenizer
+    self._decode = functools.partial(tokenizer.decode, skip_special=skip_special)
+    # The text of what is held depends on what came before it, since the first space of
+    # a text may be left out: on the last ids that have a text.
+    self._before: list[int] = []
+    self._held: list[int] = []
+
+  def push(self, ids: Iterable[int]) -> str:
+    """The text that is certain now and was not yet given."""
+    self._held += map(int, ids)
+    text = self._new_text()
+    last = self._held[-1] if self._held else -1
+    pieces = self._tokenizer.pieces
+    is_byte = 0 <= last < len(pieces) and _BYTE_PIECE.fullmatch(pieces[last])
+    # A run of byte pieces is decoded as a whole; a replacement character at the end may
+    # be the first bytes of a character.
+    if is_byte or text.endswith("\ufffd"):
+      return ""
+    self._before = self._held if self._decode(self._held) else self._before + self._held
+    self._held = []
+    return text
+
+  def end(self) -> str:
+    """The rest, with replacement characters where bytes are missing."""
+    text, self._held = self._new_text(), []
+    return text
+
+  def _new_text(self) -> str:
+    known = self._decode(self._before)
+    return self._decode(self._before + self._held)[len(known) :]
+
 
 class SentencePieceTokenizer(Tokenizer):
   """A sentencepiece model, from its serialized bytes.
 
   Where the model was trained with a dummy prefix (Llama 2), each stretch of text
-  between two control tokens gets one.
+  between two of the `added` tokens gets one.
+
+  Args:
+    added: pieces that a text is cut at, beside the control pieces.
   """
 
-  def __init__(self, model: bytes, *, chat_template: str | None = None):
+  def __init__(self, model: bytes, special: Special, added: Sequence[str] = ()):
     self._model = model
     self._sp = sentencepiece.SentencePieceProcessor(model_proto=model)
     size = self._sp.vocab_size()
-    eos_id, bos_id, pad_id = self._sp.eos_id(), self._sp.bos_id(), self._sp.pad_id()
-    if eos_id < 0:
-      raise InputError("the sentencepiece model has no end-of-text piece (eos_id)")
     pieces = [self._sp.id_to_piece(i) for i in range(size)]
-    self._control = {pieces[i]: i for i in range(size) if self._sp.is_control(i)}
-    self._control_ids = frozenset(self._control.values())
-    self._split = re.compile(f"({'|'.join(map(re.escape, self._control))})")
+    control = {pieces[i]: i for i in range(size) if self._sp.is_control(i)}
     super().__init__(
-      pieces,
-      Special(
-        bos_id=bos_id if bos_id >= 0 else None,
-        eos_id=eos_id,
-        pad_id=pad_id if pad_id >= 0 else eos_id,
-        stop_ids=(eos_id,),
-        chat_template=chat_template,
-      ),
+      pieces, special, {piece: piece in control for piece in (*control, *added)}
     )
+    self._matched = {
+      self._ids[piece]: is_control for piece, is_control in self.added.items()
+    }
+    longest_first = map(re.escape, sorted(self.added, key=len, reverse=True))
+    self._split = re.compile(f"({'|'.join(longest_first) or '(?!)'})")
 
-  def encode(self, text: str) -> list[int]:
+  def _encode(self, text: str) -> list[int]:
     ids = []
     for part in self._split.split(text):
-      if part in self._control:
-        ids.append(self._control[part])
+      if part in self.added:
+        ids.append(self._ids[part])
       elif part:
         ids.extend(self._sp.encode(part))
     return ids
@@ -119,18 +193,29 @@ class SentencePieceTokenizer(Tokenizer):
   def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
     texts, run = [], []
     for i in map(int, ids):
-      if i not in self._control_ids:
+      if i not in self._matched:
         run.extend([i] if i < self.vocab_size else [])
-      elif not skip_special:
-        texts += [self._sp.decode(run), self.pieces[i]]
-        run = []
+        continue
+      texts.append(self._sp.decode(run))
+      run = []
+      if not (skip_special and self._matched[i]):
+        texts.append(self.pieces[i])
     return "".join([*texts, self._sp.decode(run)])
 
   def save(self, folder: str | os.PathLike) -> None:
     folder = pathlib.Path(folder)
     _write(folder / "tokenizer.model", self._model)
-    if self.chat_template is not None:
-      _write(folder / "chat_template.jinja", self.chat_template.encode())
+    listed = {
+      str(self._ids[piece]): {"content": piece, "special": is_control}
+      for piece, is_control in self.added.items()
+    }
+    self._save_beside(
+      folder,
+      tokenizer_class="LlamaTokenizer",
+      legacy=True,  # each stretch between added tokens is encoded by itself
+      add_bos_token=bool(self.begin_ids),
+      added_tokens_decoder=listed,
+    )
 
 
 class HuggingFaceTokenizer(Tokenizer):
@@ -139,12 +224,14 @@ class HuggingFaceTokenizer(Tokenizer):
   def __init__(self, backend: tokenizers.Tokenizer, special: Special):
     self._backend = backend
     by_id = {i: piece for piece, i in backend.get_vocab().items()}
-    super().__init__([by_id.get(i, "") for i in range(max(by_id) + 1)], special)
-    for i in special.stop_ids:
-      if i not in by_id:
-        raise InputError(f"end token id {i} is not in the vocabulary of {len(by_id)}")
+    added = backend.get_added_tokens_decoder().values()
+    super().__init__(
+      [by_id.get(i, "") for i in range(max(by_id) + 1)],
+      special,
+      {token.content: token.special for token in added},
+    )
 
-  def encode(self, text: str) -> list[int]:
+  def _encode(self, text: str) -> list[int]:
     return self._backend.encode(text, add_special_tokens=False).ids
 
   def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
@@ -152,20 +239,8 @@ class HuggingFaceTokenizer(Tokenizer):
 
   def save(self, folder: str | os.PathLike) -> None:
     folder = pathlib.Path(folder)
-    named = {"eos": self.eos_id, "pad": self.pad_id, "bos": self.bos_id}
-    config = {
-      "tokenizer_class": "PreTrainedTokenizerFast",
-      **{f"{k}_token": self.pieces[i] for k, i in named.items() if i is not None},
-      "chat_template": self.chat_template,
-      "clean_up_tokenization_spaces": False,
-    }
-    generation = {
-      f"{kind}_token_id": list(self.stop_ids) if kind == "eos" else i
-      for kind, i in named.items()
-    }
     _write(folder / "tokenizer.json", self._backend.to_str().encode())
-    _write(folder / "tokenizer_config.json", json.dumps(config, indent=2).encode())
-    _write(folder / "generation_config.json", json.dumps(generation, indent=2).encode())
+    self._save_beside(folder, tokenizer_class="PreTrainedTokenizerFast")
 
 
 def _write(path: pathlib.Path, content: bytes) -> None:
@@ -235,7 +310,7 @@ def train_sentencepiece(
       f"{vocab_size} on this text: {e}"
     ) from e
   _write(pathlib.Path(path), model.getvalue())
-  return SentencePieceTokenizer(model.getvalue())
+  return SentencePieceTokenizer(*tokenizer_files.read_sentencepiece(pathlib.Path(path)))
 
 
 def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
@@ -254,9 +329,13 @@ def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
   if path.suffix == ".json":
     return HuggingFaceTokenizer(*tokenizer_files.read_hugging_face(path))
   if path.suffix == ".gguf":
-    return HuggingFaceTokenizer(*tokenizer_files.read_gguf(path))
+    backend, *rest = tokenizer_gguf.read_gguf(path)
+    kind = (
+      SentencePieceTokenizer if isinstance(backend, bytes) else HuggingFaceTokenizer
+    )
+    return kind(backend, *rest)
   if path.suffix == ".model":
-    return _load_sentencepiece(path)
+    return SentencePieceTokenizer(*tokenizer_files.read_sentencepiece(path))
   raise InputError(
     f"config.tokenizer.path: {str(path)!r} ends in {path.suffix!r}; allowed: "
     ".model, .json, .gguf, or a folder with one of them"
@@ -277,18 +356,3 @@ def _file_in(folder: pathlib.Path) -> pathlib.Path:
     f"config.tokenizer.path: {str(folder)!r} has no tokenizer.json, no .model "
     "and no .gguf file"
   )
-
-
-def _load_sentencepiece(path: pathlib.Path) -> SentencePieceTokenizer:
-  if (path.parent / "added_tokens.json").exists():
-    raise InputError(
-      f"{path}: added_tokens.json beside it extends the vocabulary; "
-      "only tokenizer.json can say that here"
-    )
-  try:
-    return SentencePieceTokenizer(
-      path.read_bytes(),
-      chat_template=tokenizer_files.read_chat_template(path.parent),
-    )
-  except RuntimeError as e:
-    raise InputError(f"{path}: not a sentencepiece model ({e})") from e

@@ -1,51 +1,25 @@
-"""Tokenizers: exact round trips, special tokens, three kinds of file."""
+"""Tokenizers: exact round trips, special tokens, streams, what folders say."""
 
 import json
+import random
 
-import gguf
 import pytest
+import sentencepiece
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from r1jax.data.tokenizer import load_tokenizer, train_sentencepiece
+from r1jax.data.tokenizer import TextStream, load_tokenizer, train_sentencepiece
 from r1jax.errors import InputError
+from tests.data.vocabularies import (
+  LINES,
+  ODD,
+  byte_fallback,
+  byte_level,
+  random_texts,
+  write_gguf,
+)
 
-# Whitespace runs, combining marks, CJK, right-to-left, emoji with joiners, markup.
-ODD = [
-  "",
-  " ",
-  "\n\n\t \r\n  x",
-  "  leading and trailing  ",
-  "na\u0131\u0308ve cafe\u0301 caf\u00e9 A\u030a\u00c5\u212b",
-  "\u5317\u4eac\uff0c\u6771\u4eac\u3000\ud55c\uad6d\uc5b4 \u1112\u1161\u11ab",
-  "\u05e9\u05b8\u05c1\u05dc\u05d5\u05b9\u05dd \u0661\u0662\u0663",
-  "\U0001f468\u200d\U0001f469\u200d\U0001f467\U0001f642\U0001f3fd \u00bd \u00b2",
-  "x**2  # 12,345.67e-8 <b>&amp;</b>",
-  "<think>a\nb</think><answer> 7 </answer>",
-]
+KINDS = ("char", "bpe", "fallback", "scores", "from_gguf")
 IN_CORPUS = pytest.mark.parametrize("text", ODD, ids=range(len(ODD)))
-
-
-def byte_level(path, **beside):
-  """A byte-level BPE with <|end|>, <|user|> (special) and <think> (not), on disk."""
-  backend = tokenizers.Tokenizer(models.BPE())
-  backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-  backend.decoder = decoders.ByteLevel()
-  backend.train_from_iterator(
-    ODD + ["the answer is 12 and the other is 21"] * 4,
-    trainers.BpeTrainer(
-      vocab_size=420,
-      initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-      special_tokens=["<|end|>", "<|user|>"],
-      show_progress=False,
-    ),
-  )
-  backend.add_tokens(["<think>", "</think>"])
-  path.mkdir(exist_ok=True)
-  backend.save(str(path / "tokenizer.json"))
-  for name, value in beside.items():
-    (path / f"{name}.json").write_text(json.dumps(value))
-  return path
 
 
 def hugging_face(path):
@@ -61,37 +35,6 @@ def hugging_face(path):
   )
 
 
-def write_gguf(path, **changes):
-  """A vocabulary of bytes, two merges and two added tokens, as GGUF metadata."""
-  pieces = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "Ġa", "ab"]
-  types = [gguf.TokenType.NORMAL] * len(pieces)
-  pieces += ["<|end|>", "<think>"]
-  types += [gguf.TokenType.CONTROL, gguf.TokenType.USER_DEFINED]
-  fields = {
-    "model": "gpt2",
-    "pre": "smollm",
-    "tokens": pieces,
-    "token_type": types,
-    "merges": ["Ġ a", "a b"],
-    "eos_token_id": pieces.index("<|end|>"),
-  } | changes
-  writer = gguf.GGUFWriter(path, "llama")
-  writer.add_tokenizer_model(fields["model"])
-  writer.add_tokenizer_pre(fields["pre"])
-  writer.add_token_list(fields["tokens"])
-  writer.add_token_types(fields["token_type"])
-  writer.add_token_merges(fields["merges"])
-  if fields["eos_token_id"] is not None:
-    writer.add_eos_token_id(fields["eos_token_id"])
-  if "add_space_prefix" in fields:
-    writer.add_add_space_prefix(fields["add_space_prefix"])
-  writer.write_header_to_file()
-  writer.write_kv_data_to_file()
-  writer.write_tensors_to_file()
-  writer.close()
-  return path
-
-
 @pytest.fixture(scope="module")
 def char(tmp_path_factory):
   return train_sentencepiece(ODD, path=tmp_path_factory.mktemp("char") / "a.model")
@@ -100,6 +43,48 @@ def char(tmp_path_factory):
 @pytest.fixture(scope="module")
 def bpe(tmp_path_factory):
   return hugging_face(tmp_path_factory.mktemp("bpe"))
+
+
+@pytest.fixture(scope="module")
+def fallback(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("fallback")
+  beside = {"eos_token": "</s>", "bos_token": "<s>", "add_bos_token": True}
+  return load_tokenizer(byte_fallback(folder, tokenizer_config=beside))
+
+
+def llama_2(folder, **beside):
+  """A folder with a sentencepiece model like Llama 2's, and these JSON files.
+
+  A space goes in front, characters that are not in it are spelled in bytes.
+  """
+  folder.mkdir(exist_ok=True)
+  sentencepiece.SentencePieceTrainer.train(
+    sentence_iterator=iter(LINES),
+    model_prefix=str(folder / "tokenizer"),
+    model_type="bpe",
+    vocab_size=420,
+    byte_fallback=True,
+    character_coverage=0.98,
+    normalization_rule_name="identity",
+    remove_extra_whitespaces=False,
+    minloglevel=2,
+  )
+  for name, value in beside.items():
+    (folder / f"{name}.json").write_text(json.dumps(value))
+  return folder
+
+
+@pytest.fixture(scope="module")
+def scores(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("scores")
+  added = {"<think>": 420, "</think>": 421}
+  return load_tokenizer(llama_2(folder, added_tokens=added))
+
+
+@pytest.fixture(scope="module")
+def from_gguf(tmp_path_factory):
+  path = tmp_path_factory.mktemp("gguf") / "v.gguf"
+  return load_tokenizer(write_gguf(path, pre="deepseek-v3"))
 
 
 @IN_CORPUS
@@ -112,6 +97,64 @@ def test_char_round_trip(char, text):
 def test_byte_level_round_trip(bpe, text):
   """R7: the same over a vocabulary whose merges cut characters in the middle."""
   assert bpe.decode(bpe.encode(text)) == text
+
+
+@IN_CORPUS
+@pytest.mark.parametrize("kind", ["fallback", "scores"])
+def test_round_trip_of_characters_in_bytes(request, kind, text):
+  """R7: a space in front is put there and taken off again."""
+  tokenizer = request.getfixturevalue(kind)
+  assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+# ------------------------------------------------------------------- streams
+
+
+def streamed(tokenizer, ids, rng, **options):
+  """Increments for ids that come in random numbers at a time."""
+  stream = TextStream(tokenizer, **options)
+  parts = []
+  while ids:
+    count = rng.randrange(0, 4)
+    parts.append(stream.push(ids[:count]))
+    ids = ids[count:]
+  return [*parts, stream.end()]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("skip_special", [False, True])
+def test_stream_is_the_text_in_whole_characters(request, kind, skip_special):
+  tokenizer = request.getfixturevalue(kind)
+  rng = random.Random(1)
+  end = tokenizer.pieces[tokenizer.eos_id]
+  for text in [*ODD, *random_texts(60), f"a{end} {end}\U0001f642 b"]:
+    for ids in (tokenizer.encode(text), [tokenizer.eos_id, *tokenizer.encode(text)]):
+      parts = streamed(tokenizer, ids, rng, skip_special=skip_special)
+      want = tokenizer.decode(ids, skip_special=skip_special)
+      assert "".join(parts) == want
+      assert sum(part.count("\ufffd") for part in parts) == want.count("\ufffd")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_stream_of_any_ids(request, kind):
+  """Bytes that are no characters, ids past the vocabulary, an end in the middle."""
+  tokenizer = request.getfixturevalue(kind)
+  rng = random.Random(2)
+  for length in range(40):
+    ids = rng.choices(range(tokenizer.vocab_size + 2), k=length)
+    assert "".join(streamed(tokenizer, ids, rng)) == tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("kind", ["bpe", "fallback", "scores", "from_gguf"])
+def test_stream_waits_for_the_last_byte(request, kind):
+  tokenizer = request.getfixturevalue(kind)
+  *ids, last = tokenizer.encode("x\U0001f9ff")  # not in any corpus: bytes
+  stream = TextStream(tokenizer)
+  assert "".join(stream.push([i]) for i in ids) == "x"
+  assert stream.push([last, tokenizer.encode("x2")[-1]]) == "\U0001f9ff2"
+  assert stream.push(ids[-1:]) == ""
+  assert stream.end().startswith("\ufffd")  # cut off: said, not dropped
+  assert stream.end() == ""
 
 
 def test_ids_are_kept_where_text_would_drift(bpe):
@@ -212,67 +255,132 @@ def test_special_ids_from_the_files_beside(tmp_path):
   assert tokenizer.chat_template == "hi"
 
 
-def test_tokenizer_json_adds_nothing_and_cuts_nothing(tmp_path):
-  folder = byte_level(tmp_path, tokenizer_config={"eos_token": "<|end|>"})
+# ------------------------------------------------------------- what folders say
+
+
+def adds(*pieces, end=()):
+  """A post-processor that puts pieces in front of a text and behind it."""
+  return tokenizers.processors.TemplateProcessing(
+    single=[*pieces, "$A", *end],
+    special_tokens=[("<|end|>", 0), ("<|user|>", 1)],
+  )
+
+
+def with_post_processor(folder, post_processor):
   backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
   backend.enable_truncation(3)
   backend.enable_padding(length=64)
-  backend.post_processor = tokenizers.processors.TemplateProcessing(
-    single="<|user|> $A", special_tokens=[("<|user|>", 1)]
-  )
+  backend.post_processor = post_processor
   backend.save(str(folder / "tokenizer.json"))
-  tokenizer = load_tokenizer(folder)
-  ids = tokenizer.encode("x y z 1 2 3 4 5")
-  assert tokenizer.id_of("<|user|>") not in ids
-  assert tokenizer.decode(ids) == "x y z 1 2 3 4 5"
+  return folder
 
 
-def test_gguf_vocabulary(tmp_path):
-  tokenizer = load_tokenizer(write_gguf(tmp_path / "v.gguf"))
-  pieces = [tokenizer.pieces[i] for i in tokenizer.encode("ab a  12<think>7<|end|>")]
-  assert pieces == ["ab", "Ġa", "Ġ", "Ġ", "1", "2", "<think>", "7", "<|end|>"]
-  assert tokenizer.pad_id == tokenizer.eos_id == tokenizer.id_of("<|end|>")
-  for text in ODD:
-    assert tokenizer.decode(tokenizer.encode(text)) == text
-
-
-def test_gguf_and_json_of_one_vocabulary_agree(tmp_path):
-  from_gguf = load_tokenizer(write_gguf(tmp_path / "v.gguf"))
-  from_gguf.save(tmp_path / "json")
-  from_json = load_tokenizer(tmp_path / "json")
-  assert from_json.fingerprint == from_gguf.fingerprint
-  assert [from_json.encode(t) for t in ODD] == [from_gguf.encode(t) for t in ODD]
-
-
-def test_decimal_digits_stand_alone_in_smollm(tmp_path):
-  merges = ["1 2", "Ġ Ġ"]
-  pieces = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "12", "ĠĠ", "<e>"]
-  changes = {
-    "tokens": pieces,
-    "token_type": [1] * len(pieces),
-    "merges": merges,
-    "eos_token_id": len(pieces) - 1,
-  }
-  smollm = load_tokenizer(write_gguf(tmp_path / "a.gguf", **changes))
-  gpt2 = load_tokenizer(write_gguf(tmp_path / "b.gguf", pre="gpt-2", **changes))
-  assert [smollm.pieces[i] for i in smollm.encode("  12")] == ["ĠĠ", "1", "2"]
-  assert [gpt2.pieces[i] for i in gpt2.encode("  12")] == ["Ġ", "Ġ", "12"]
+BEGIN = {"eos_token": "<|end|>", "bos_token": "<|user|>"}
 
 
 @pytest.mark.parametrize(
-  ("changes", "message"),
+  ("post_processor", "config", "begins"),
   [
-    ({"pre": "gpt-4o"}, "pre='gpt-4o' is not known"),
-    ({"model": "llama"}, "model='llama' is not known"),
-    ({"add_space_prefix": True}, "add_space_prefix=True is not supported"),
-    ({"eos_token_id": None}, "eos_token_id is missing"),
-    ({"token_type": [6] * 260}, "token_type 6"),
-    ({"tokens": ["a"] * 260}, "duplicates"),
+    (None, {}, False),
+    (None, {"add_bos_token": True}, True),
+    (adds("<|user|>"), {}, True),
+    (adds("<|user|>", end=["<|end|>"]), {"add_eos_token": True}, True),
+    (adds("<|user|>"), {"add_bos_token": False}, False),
+    (adds("<|user|>"), {"add_bos_token": True}, True),
   ],
 )
-def test_gguf_refuses_what_it_does_not_know(tmp_path, changes, message):
+def test_begin_of_text_stands_once(tmp_path, post_processor, config, begins):
+  config = BEGIN | config
+  folder = byte_level(tmp_path / "a", tokenizer_config=config)
+  tokenizer = load_tokenizer(with_post_processor(folder, post_processor))
+  plain = tokenizer.encode("x y z 1 2 3 4 5")
+  assert tokenizer.decode(plain) == "x y z 1 2 3 4 5"
+  begin = [tokenizer.id_of("<|user|>")] * begins
+  assert tokenizer.encode("x y z 1 2 3 4 5", begin=True) == begin + plain
+  assert tokenizer.encode("", begin=True) == begin
+  spelled = tokenizer.encode("<|user|>x")
+  assert tokenizer.encode("<|user|>x", begin=True) == spelled
+  tokenizer.save(tmp_path / "b")
+  assert load_tokenizer(tmp_path / "b").begin_ids == tuple(begin)
+
+
+def test_begin_of_text_of_sentencepiece_folders(tmp_path):
+  def begin_ids(name, **beside):
+    return load_tokenizer(llama_2(tmp_path / name, **beside)).begin_ids
+
+  assert begin_ids("bare") == ()
+  llama = {"tokenizer_class": "LlamaTokenizer"}
+  assert begin_ids("llama", tokenizer_config=llama) == (1,)
+  without = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": False}
+  assert begin_ids("without", tokenizer_config=without) == ()
+
+
+def test_added_tokens_that_only_the_config_lists(tmp_path):
+  size = load_tokenizer(byte_level(tmp_path / "a", tokenizer_config=BEGIN)).vocab_size
+  listed = {
+    str(size + 1): {"content": "<tool>", "special": False},
+    str(size): {"content": "<|call|>", "special": True},
+  }
+  config = BEGIN | {"added_tokens_decoder": listed}
+  tokenizer = load_tokenizer(byte_level(tmp_path / "b", tokenizer_config=config))
+  ids = tokenizer.encode("a<|call|>b<tool>")
+  assert [ids[1], ids[3]] == [size, size + 1]
+  assert tokenizer.decode(ids, skip_special=True) == "ab<tool>"
+  assert tokenizer.added["<|call|>"]
+  assert not tokenizer.added["<tool>"]
+  listed[str(size + 7)] = {"content": "<far>"}
+  with pytest.raises(InputError, match=r"'<far>' as id.*they belong to two"):
+    load_tokenizer(byte_level(tmp_path / "c", tokenizer_config=config))
+
+
+def test_end_tokens_of_the_model_where_no_generation_config_is(tmp_path):
+  tokenizer = load_tokenizer(
+    byte_level(tmp_path, tokenizer_config=BEGIN, config={"eos_token_id": [1, 0]})
+  )
+  assert tokenizer.stop_ids == (0, 1)
+
+
+def test_tokens_added_to_a_sentencepiece_model(tmp_path):
+  """As special ones or not; the text between is encoded by itself."""
+  folder = llama_2(
+    tmp_path / "a",
+    added_tokens={"<think>": 421, "<|im_end|>": 420},
+    special_tokens_map={"eos_token": {"content": "<|im_end|>"}, "bos_token": "<s>"},
+    generation_config={"eos_token_id": [420, 2], "pad_token_id": 0},
+  )
+  tokenizer = load_tokenizer(folder)
+  ids = tokenizer.encode("the answer<think>the other<|im_end|>")
+  assert ids[-1] == tokenizer.eos_id == 420
+  assert ids.index(421) == len(tokenizer.encode("the answer"))
+  assert tokenizer.decode(ids) == "the answer<think>the other<|im_end|>"
+  assert tokenizer.decode(ids, skip_special=True) == "the answer<think>the other"
+  assert (tokenizer.stop_ids, tokenizer.pad_id) == ((420, 2), 0)
+  tokenizer.save(tmp_path / "b")
+  loaded = load_tokenizer(tmp_path / "b")
+  assert loaded.pieces == tokenizer.pieces
+  assert loaded.added == tokenizer.added == {
+    "<s>": True, "</s>": True, "<think>": False, "<|im_end|>": True
+  }  # fmt: skip
+  assert loaded.encode("a<think> b") == tokenizer.encode("a<think> b")
+
+
+@pytest.mark.parametrize(
+  ("beside", "message"),
+  [
+    ({"added_tokens": {"<far>": 500}}, "'<far>' has id 500.*ends before it"),
+    ({"added_tokens": {"<x>": 5}}, "'<x>' has id 5.*has '<0x02>' there"),
+    (
+      {"tokenizer_config": {"added_tokens_decoder": {"420": {
+        "content": "<x>", "rstrip": True}}}},
+      "'<x>' strips spaces",
+    ),
+    ({"tokenizer_config": {"legacy": False}}, "legacy=false is not supported"),
+    ({"tokenizer_config": {"eos_token": "<e>"}}, "'<e>' is not in the vocabulary"),
+  ],
+)  # fmt: skip
+def test_sentencepiece_folders_that_are_refused(tmp_path, beside, message):
   with pytest.raises(InputError, match=message):
-    load_tokenizer(write_gguf(tmp_path / "v.gguf", **changes))
+    load_tokenizer(llama_2(tmp_path / "a", **beside))
 
 
 def test_files_that_cannot_be_read(tmp_path, bpe):

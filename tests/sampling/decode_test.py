@@ -266,3 +266,23 @@ def test_a_free_head_and_full_heads_decode_too():
       assert token == int(np.argmax(row_V))
       line.append(token)
     assert not logp.any()
+
+
+@pytest.mark.parametrize("limit", [1, 13])
+def test_in_pieces_it_is_the_same_rollout(limit):
+  """Across refills, attention windows and rows that end."""
+  prompts, controls = tiny.prompts(PROMPTS), logits.controls(12, max_tokens=MAX_TOKENS)
+  whole = run(prompts, **REFILL)
+  settings = {name: REFILL[name] for name in ("samples", "max_tokens", "slots")}
+  start = jax.jit(functools.partial(decode.start, C, **settings))
+  advance = jax.jit(
+    functools.partial(decode.advance, C, stop_ids=STOP), donate_argnums=1
+  )
+  state, _ = start(tiny.params(C), prompts, KEY)
+  num_calls = 0
+  while (np.asarray(state.pair_S) != decode.IDLE).any():
+    state = advance(tiny.params(C), state, controls, limit=limit)
+    num_calls += 1
+  assert num_calls == -(-int(whole.counts["steps"]) // limit)
+  for name in ("tokens_BT", "logp_BT", "length_B", "stopped_B"):
+    np.testing.assert_array_equal(getattr(state, name), getattr(whole, name))

@@ -1,0 +1,148 @@
+"""One answer at a time, its tokens handed out while they are drawn.
+
+Letters: P prompt slots, T completion slots.
+"""
+
+import functools
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from r1jax.models.config import ModelConfig
+from r1jax.sampling import decode, logits
+from r1jax.sharding import Partition
+
+_SMALLEST_PROMPT = 128
+_REFRESH_S = 0.1  # between two looks at what was drawn
+_MOST_STEPS = 64
+
+
+class Streamer:
+  """The sampler of the rollouts, with one row.
+
+  Prompts are held in lengths of powers of two, so a conversation that grows compiles
+  rarely. Looking does not change what is drawn.
+
+  Args:
+    params: as the sampler holds them.
+    say: told in words when a length is compiled.
+  """
+
+  def __init__(
+    self,
+    c: ModelConfig,
+    params: dict,
+    stop_ids: tuple[int, ...],
+    partition: Partition,
+    *,
+    say: Callable[[str], None],
+  ):
+    self.c = c
+    self.stop_ids = stop_ids
+    self._params = params
+    self._partition = partition
+    self._say = say
+    self._compiled: dict[tuple[int, int], tuple[Callable, Callable]] = {}
+
+  def __call__(
+    self,
+    prompt: Sequence[int],
+    key: jax.Array,
+    *,
+    part: int,
+    temperature: float,
+    top_p: float,
+    max_tokens: int,
+    capacity: int,
+  ) -> Iterator[list[int]]:
+    """Ids as they come, a few at a time, an end token included.
+
+    Args:
+      key: names the question.
+      part: number of the piece of an answer that is drawn in pieces; keys the draws.
+      max_tokens: most that are drawn; with the prompt they fit the model's context.
+      capacity: most that may be asked for; T follows from it.
+    """
+    length = _power_of_two(len(prompt), _SMALLEST_PROMPT, self.c.max_length)
+    slots = _power_of_two(capacity, 1, self.c.max_length)
+    start, advance = self._programs(length, slots)
+    tokens_1P = np.zeros((1, length), np.int32)
+    tokens_1P[0, : len(prompt)] = prompt
+    asked = decode.Prompts(
+      tokens_1P, np.asarray([len(prompt)], np.int32), np.asarray([part], np.int32)
+    )
+    controls = logits.controls(
+      1, temperature=temperature, top_p=top_p, max_tokens=max_tokens
+    )
+    state = start(self._params, asked, key)
+    seen, limit = 0, 1
+    while True:
+      began = time.monotonic()
+      state = advance(self._params, state, controls, np.int32(limit))
+      row_T, num_tokens, pair = jax.device_get(
+        (state.tokens_BT[0], state.length_B[0], state.pair_S[0])
+      )
+      steps_per_s = limit / (time.monotonic() - began)
+      yield row_T[seen:num_tokens].tolist()
+      if pair == decode.IDLE:
+        return
+      seen, limit = num_tokens, min(int(steps_per_s * _REFRESH_S) + 1, _MOST_STEPS)
+
+  def _programs(self, length: int, slots: int) -> tuple[Callable, Callable]:
+    """(start, advance) for P = `length` and T = `slots`."""
+    if (length, slots) in self._compiled:
+      return self._compiled[length, slots]
+    self._say(f"compiling for prompts of up to {length:,} tokens")
+
+    def begin(params, prompts, key):
+      state, _ = decode.start(
+        self.c,
+        params,
+        prompts,
+        key,
+        samples=1,
+        max_tokens=slots,
+        partition=self._partition,
+      )
+      return state
+
+    # One window: a single row reads far less of its own keys than of the weights.
+    go_on = functools.partial(
+      decode.advance,
+      self.c,
+      stop_ids=self.stop_ids,
+      windows=(slots,),
+      partition=self._partition,
+    )
+    one = jax.ShapeDtypeStruct((1,), jnp.int32)
+    tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
+    asked = decode.Prompts(tokens, one, one)
+    held = jax.tree.map(
+      self._sharding, jax.eval_shape(begin, self._params, asked, jax.random.key(0))
+    )
+    self._compiled[length, slots] = (
+      jax.jit(begin, out_shardings=held),
+      jax.jit(
+        lambda params, state, controls, limit: go_on(
+          params, state, controls, limit=limit
+        ),
+        donate_argnums=1,
+        out_shardings=held,
+      ),
+    )
+    return self._compiled[length, slots]
+
+  def _sharding(self, leaf: jax.ShapeDtypeStruct) -> jax.sharding.Sharding:
+    """Caches [Z, S, K, ...] lie with the heads that read them."""
+    is_cache = len(leaf.shape) == 5
+    if is_cache and leaf.shape[2] % self._partition.size("kv_heads") == 0:
+      return self._partition.sharding(None, None, "kv_heads", None, None)
+    return self._partition.sharding()
+
+
+def _power_of_two(count: int, least: int, most: int) -> int:
+  """The least power of two that holds `count`, between two bounds."""
+  return min(max(least, 1 << max(count - 1, 0).bit_length()), most)
