@@ -1,24 +1,32 @@
-"""A model from wherever it lies: a GGUF file or a Hugging Face folder."""
+"""A model from wherever it lies: a GGUF file, a Hugging Face folder, or the hub."""
 
 import os
 import pathlib
+from typing import Any
 
 import jax
 import numpy as np
 
 from r1jax.errors import InputError
-from r1jax.models import assemble, gguf, hf
+from r1jax.models import gguf, hf, hf_config, hub
 from r1jax.models.config import ModelConfig
 
 
-def _resolve(path: str | os.PathLike) -> pathlib.Path:
-  """A .gguf file or a folder with config.json."""
-  given, path = str(path), pathlib.Path(path)
+def local_path(path: str | os.PathLike) -> pathlib.Path:
+  """The .gguf file or the folder with config.json that a path stands for.
+
+  Raises:
+    InputError: nothing there, or no model; see `hub.download` for hf://org/name.
+  """
+  given = str(path)
+  if given.startswith(hub.PREFIX):
+    return hub.download(given)
+  path = pathlib.Path(path)
   if not given or not path.exists():
     raise InputError(
-      f"config.model.path: {given!r} does not exist; give a .gguf file or a Hugging "
-      "Face folder (`bash launch/fetch_smollm2.sh` brings SmolLM2-135M-Instruct into "
-      "models/)"
+      f"config.model.path: {given!r} does not exist; give a .gguf file, a Hugging Face "
+      f"folder or {hub.PREFIX}org/name (`bash launch/fetch_smollm2.sh` brings "
+      "SmolLM2-135M-Instruct into models/)"
     )
   if path.is_file() and path.suffix == ".gguf":
     return path
@@ -36,21 +44,24 @@ def _resolve(path: str | os.PathLike) -> pathlib.Path:
 
 def read_config(path: str | os.PathLike) -> ModelConfig:
   """The shape of a model, without its weights: enough to plan where they go."""
-  path = _resolve(path)
-  return gguf.read_config(path) if path.is_file() else hf.read_config(path)
+  path = local_path(path)
+  return gguf.read_config(path) if path.is_file() else hf_config.read_config(path)
 
 
 def load_model(
   path: str | os.PathLike,
   *,
   dtype: jax.typing.DTypeLike = np.float32,
-  put: assemble.Put = assemble.put_default,
+  shardings: Any = None,
 ) -> tuple[ModelConfig, dict]:
   """Shape and parameters of a model; see `gguf.load_gguf` and `hf.load_hf`.
+
+  Args:
+    shardings: of the parameters, a tree; None is the first local device.
 
   Raises:
     InputError: nothing there, or not a model that this decoder computes.
   """
-  path = _resolve(path)
+  path = local_path(path)
   load = gguf.load_gguf if path.is_file() else hf.load_hf
-  return load(path, dtype=dtype, put=put)
+  return load(path, dtype=dtype, shardings=shardings)

@@ -155,13 +155,12 @@ def packed(run: Run, config: Mapping[str, Any]) -> tuple[TokenRows, float]:
   one_of(config["train_on"], TRAIN_ON, key="config.train_on")
   sequences, trained_from = [], []
   for example in examples.load_examples(**config["examples"]):
-    prompt = templates.render(
+    ids = templates.prompt_ids(
       config["template"]["template"],
       example.problem,
       run.tokenizer,
       **{k: v for k, v in config["template"].items() if k != "template"},
     )
-    ids = run.tokenizer.encode(prompt)
     trained_from.append(1 if config["train_on"] == "all" else len(ids))
     sequences.append(
       [*ids, *run.tokenizer.encode(example.completion), run.tokenizer.eos_id]

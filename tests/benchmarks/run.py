@@ -1,13 +1,15 @@
-"""How fast the programs of a GRPO step are, beside what the machine could do at most.
+"""How fast the programs of a GRPO step are, beside what the machine could do at most;
+and how fast a model is imported, beside reading its bytes.
 
     python tests/benchmarks/run.py NAME [--model MODEL] [--json OUT] [--repeats N]
                                         [--set KEY=VALUE ...]
 
 NAME is `rollout` (weights to the sampler, answers to the host), `score` (the scoring
 pass of one mini-batch), `update` (its forward and backward pass and AdamW, reference
-log-probs given), or `all`, which starts a process for each. MODEL is `smollm2` (random
+log-probs given), `all`, which starts a process for each of these three, or `import`,
+which imports.py describes; there KEY is one of its SETTINGS. MODEL is `smollm2` (random
 weights where models/ lacks the file) or a path, both with 8 prompts x 8 samples of 64 +
-128 tokens, or `quickstart` with its own shapes.
+128 tokens, or `quickstart` with its own shapes; `import` makes one of its own.
 
 What runs are the functions that the stage calls, on random tokens, every prompt and
 answer as long as may be. Text, rewards and packing are not timed. Tokens counted are,
@@ -41,11 +43,12 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))  # a script sees its 
 from r1jax import train
 from r1jax.checkpoints import write_json
 from r1jax.errors import InputError
+from tests.benchmarks import imports
 from tests.benchmarks.work import MODELS, WORK, config_of, start
 
 
 def measure(name: str, model: str, changes: Sequence[str], repeats: int) -> dict:
-  """What is written as JSON, but for the command."""
+  """What is written as JSON, but for what all benchmarks say."""
   config = config_of(model, changes).to_dict()
   run, stage = start(config), config["zero"]
   work = WORK[name](run, stage)
@@ -58,11 +61,8 @@ def measure(name: str, model: str, changes: Sequence[str], repeats: int) -> dict
   limit = work.limit(max(repeats, 3))
   median_s = statistics.median(seconds[1:])
   return {
-    "name": name,
     "model": model if model in MODELS else run.model.name,
     "dtype": np.dtype(run.compute_dtype).name,
-    "device": device_name(),
-    "versions": train.versions() | {"commit": train.git_commit()},
     "settings": {
       "weights": config["model"]["path"] or f"random, seed {run.seed}",
       "tokens": "random, seed 0, no stop token",
@@ -103,7 +103,7 @@ def device_name() -> str:
 def table(result: Mapping[str, Any]) -> Table:
   rows = Table("what", title=f"{result['name']}, {result['model']}, {result['dtype']}")
   rows.add_column("value", justify="right")
-  parts = {f"limit: {key}": value for key, value in result["limit"].items()}
+  parts = {f"limit: {key}": value for key, value in result.get("limit", {}).items()}
   for key, value in {**result, **parts}.items():
     if isinstance(value, int | float):
       rows.add_row(key, f"{value:,}" if isinstance(value, int) else f"{value:,.4g}")
@@ -118,7 +118,7 @@ def main(argv: Sequence[str]) -> int:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("name", choices=[*WORK, "all"])
+  parser.add_argument("name", choices=[*WORK, "import", "all"])
   parser.add_argument("--model", default=MODELS[0])
   parser.add_argument("--json", help="a .json file, or a folder for NAME-MODEL-DEVICE")
   parser.add_argument("--repeats", type=int, default=5)
@@ -127,7 +127,7 @@ def main(argv: Sequence[str]) -> int:
     action="append",
     default=[],
     metavar="KEY=VALUE",
-    help="change the config, as in --set zero.rollout.prompts=2",
+    help="change the config, as in --set zero.rollout.prompts=2, or --set gb=0.5",
   )
   given = parser.parse_args(argv)
   is_file = given.json is not None and given.json.endswith(".json")
@@ -140,11 +140,20 @@ def main(argv: Sequence[str]) -> int:
     commands = [[sys.executable, __file__, name, *rest] for name in WORK]
     return max(subprocess.run(one, check=False).returncode for one in commands)
   try:
-    result = measure(given.name, given.model, given.set, given.repeats)
+    if given.name == "import":
+      result = imports.measure(given.set, given.repeats)
+    else:
+      result = measure(given.name, given.model, given.set, given.repeats)
   except InputError as e:
     print(f"error: {e}", file=sys.stderr)
     return 2
-  result["command"] = shlex.join(["python", "tests/benchmarks/run.py", *argv])
+  result = {
+    "name": given.name,
+    **result,
+    "device": device_name(),
+    "versions": train.versions() | {"commit": train.git_commit()},
+    "command": shlex.join(["python", "tests/benchmarks/run.py", *argv]),
+  }
   Console(highlight=False).print(table(result))
   if given.json is not None:
     path = pathlib.Path(given.json)

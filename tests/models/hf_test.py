@@ -1,8 +1,10 @@
 """Hugging Face folders: exact round trips, and nothing read that is not understood."""
 
 import functools
+import itertools
 import json
-import weakref
+import threading
+import tracemalloc
 
 import jax
 import jax.numpy as jnp
@@ -13,54 +15,23 @@ import safetensors.numpy
 from r1jax import trees
 from r1jax.data.tokenizer import load_tokenizer, train_sentencepiece
 from r1jax.errors import InputError
-from r1jax.models import hf, parameters, presets
-from r1jax.models.config import ModelConfig
+from r1jax.models import assemble, hf, hf_config, tensor_files
+from tests import tiny
+from tests.models import stored
+from tests.models.stored import MODELS, assert_equal
 
-SHAPE = {"depth": 2, "width": 12, "heads": 4, "kv_heads": 2, "head_dim": 6, "ffw": 20}
-TIED = ModelConfig(**SHAPE, vocab=17, tied_head=True, name="tied")
-FREE = ModelConfig(**SHAPE, vocab=17, tied_head=False, rope_base=5e5, name="free")
+FREE, TIED, V3 = MODELS["llama"], MODELS["tied"], MODELS["deepseek_v3"]
 Q0 = "model.layers.0.self_attn.q_proj.weight"
-
-# config.json of HuggingFaceTB/SmolLM2-135M-Instruct, as transformers 4 wrote it.
-SMOLLM2 = {
-  "architectures": ["LlamaForCausalLM"],
-  "attention_bias": False,
-  "attention_dropout": 0.0,
-  "bos_token_id": 1,
-  "eos_token_id": 2,
-  "hidden_act": "silu",
-  "hidden_size": 576,
-  "initializer_range": 0.041666666666666664,
-  "intermediate_size": 1536,
-  "is_llama_config": True,
-  "max_position_embeddings": 8192,
-  "mlp_bias": False,
-  "model_type": "llama",
-  "num_attention_heads": 9,
-  "num_hidden_layers": 30,
-  "num_key_value_heads": 3,
-  "pad_token_id": 2,
-  "pretraining_tp": 1,
-  "rms_norm_eps": 1e-05,
-  "rope_interleaved": False,
-  "rope_scaling": None,
-  "rope_theta": 100000,
-  "tie_word_embeddings": True,
-  "torch_dtype": "bfloat16",
-  "transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16"}},
-  "transformers_version": "4.42.3",
-  "use_cache": True,
-  "vocab_size": 49152,
-}
+each_model = pytest.mark.parametrize("c", MODELS.values(), ids=MODELS)
 
 
 @functools.cache
 def params_of(c, dtype=jnp.float32):
-  return parameters.init(c, jax.random.key(3), dtype)
+  return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), tiny.params(c))
 
 
-def exported(folder, c=FREE, dtype=jnp.float32):
-  hf.save_hf(folder, c, params_of(c, dtype))
+def exported(folder, c=FREE, dtype=jnp.float32, **settings):
+  hf.save_hf(folder, c, params_of(c, dtype), **settings)
   return folder
 
 
@@ -73,88 +44,272 @@ def edit(folder, change):
   return folder
 
 
-def assert_equal(a, b):
-  a, b = trees.flatten(a), trees.flatten(b)
-  assert a.keys() == b.keys()
-  for path in a:
-    assert a[path].dtype == b[path].dtype, path
-    np.testing.assert_array_equal(np.asarray(a[path]), np.asarray(b[path]), path)
+# ------------------------------------------------------------------------ round trips
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("c", [TIED, FREE], ids=["tied", "free"])
+@each_model
 def test_export_import_export_is_byte_equal(tmp_path, c, dtype):
-  params = params_of(c, dtype)
-  hf.save_hf(tmp_path / "a", c, params)
+  exported(tmp_path / "a", c, dtype)
   c_read, params_read = hf.load_hf(tmp_path / "a", dtype=dtype)
   assert c_read == c
-  assert_equal(params_read, params)
+  assert_equal(params_read, params_of(c, dtype))
   hf.save_hf(tmp_path / "b", c_read, params_read)
   for name in ("model.safetensors", "config.json"):
     assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
+@pytest.mark.parametrize(
+  ("name", "size", "on_host"),
+  [(name, size, True) for name in MODELS for size in (1, 50, 250)]
+  + [("llama", 50, False), ("deepseek_v3", 50, False)],
+)
+def test_blocks_make_the_same_parameters(tmp_path, monkeypatch, name, size, on_host):
+  """Blocks that end within heads and experts; on CPUs and as on other devices."""
+  c = MODELS[name]
+  monkeypatch.setattr(assemble, "BLOCK_SIZE", size)
+  monkeypatch.setattr(assemble, "_shares_memory", lambda device: on_host)
+  exported(tmp_path, c)
+  assert_equal(hf.load_hf(tmp_path)[1], params_of(c))
+
+
 def test_every_entry_lands_where_torch_would_read_it(tmp_path):
   """torch.nn.Linear computes weight[out, in] @ x, heads folded into one axis."""
-  stored = safetensors.numpy.load_file(exported(tmp_path) / "model.safetensors")
+  tensors = safetensors.numpy.load_file(exported(tmp_path) / "model.safetensors")
   _, params = hf.load_hf(tmp_path)
   attn, mlp = params["layers"]["attn"], params["layers"]["mlp"]
   layer = "model.layers.1."
   n, h, d, f = 1, 4, 7, 13
   nh = n * FREE.head_dim + h
   for part in "qkv":
-    got = stored[f"{layer}self_attn.{part}_proj.weight"][nh, d]
+    got = tensors[f"{layer}self_attn.{part}_proj.weight"][nh, d]
     assert got == attn[part][1, d, n, h]
-  assert stored[layer + "self_attn.o_proj.weight"][d, nh] == attn["o"][1, n, h, d]
-  assert stored[layer + "mlp.gate_proj.weight"][f, d] == mlp["gate"][1, d, f]
-  assert stored[layer + "mlp.up_proj.weight"][f, d] == mlp["up"][1, d, f]
-  assert stored[layer + "mlp.down_proj.weight"][d, f] == mlp["down"][1, f, d]
-  assert stored["lm_head.weight"][5, d] == params["head"][d, 5]
-  assert stored["model.embed_tokens.weight"][5, d] == params["embed"][5, d]
+  assert tensors[layer + "self_attn.o_proj.weight"][d, nh] == attn["o"][1, n, h, d]
+  assert tensors[layer + "mlp.gate_proj.weight"][f, d] == mlp["gate"][1, d, f]
+  assert tensors[layer + "mlp.up_proj.weight"][f, d] == mlp["up"][1, d, f]
+  assert tensors[layer + "mlp.down_proj.weight"][d, f] == mlp["down"][1, f, d]
+  assert tensors["lm_head.weight"][5, d] == params["head"][d, 5]
+  assert tensors["model.embed_tokens.weight"][5, d] == params["embed"][5, d]
 
 
-def shard(folder):
-  """Splits an exported folder into two files with an index."""
-  tensors = safetensors.numpy.load_file(folder / "model.safetensors")
-  (folder / "model.safetensors").unlink()
-  files = ["model-1-of-2.safetensors", "model-2-of-2.safetensors"]
-  where = {name: files[i % 2] for i, name in enumerate(sorted(tensors))}
-  for file in files:
-    part = {name: x for name, x in tensors.items() if where[name] == file}
-    safetensors.numpy.save_file(part, folder / file)
-  (folder / "model.safetensors.index.json").write_text(
-    json.dumps({"weight_map": where})
+def test_every_entry_of_a_deepseek_lands_where_it_is_meant(tmp_path):
+  """Names and shapes of the released files; rotary pairs are neighbours in them."""
+  tensors = safetensors.numpy.load_file(exported(tmp_path, V3) / "model.safetensors")
+  params, m = params_of(V3), V3.latent
+  attn, moe = params["layers"]["attn"], params["layers"]["moe"]
+  layer, n, d, e = "model.layers.2.", 1, 7, 3
+  q = tensors[layer + "self_attn.q_b_proj.weight"]
+  kv = tensors[layer + "self_attn.kv_a_proj_with_mqa.weight"]
+  for stored_at, ours_at in ((0, 0), (1, 2), (2, 1), (3, 3)):  # of the rotary part
+    row = n * V3.head_dim + m.nope_dim + stored_at
+    assert q[row, 5] == attn["q_up"][1, 5, n, m.nope_dim + ours_at]
+    assert kv[m.kv_rank + stored_at, d] == attn["kv_down"][1, d, m.kv_rank + ours_at]
+  assert q[n * V3.head_dim + 4, 5] == attn["q_up"][1, 5, n, 4]
+  assert kv[4, d] == attn["kv_down"][1, d, 4]
+  row = n * (m.nope_dim + m.value_dim) + 8
+  assert (
+    tensors[layer + "self_attn.kv_b_proj.weight"][row, 9] == (attn["kv_up"][1, 9, n, 8])
   )
-  return tensors
+  assert tensors[layer + "self_attn.q_a_layernorm.weight"][6] == attn["q_norm"][1, 6]
+  assert tensors[layer + "mlp.gate.weight"][e, d] == moe["router"][1, d, e]
+  assert tensors[layer + "mlp.gate.e_score_correction_bias"][e] == moe["bias"][1, e]
+  assert (
+    tensors[f"{layer}mlp.experts.{e}.down_proj.weight"][d, 2]
+    == (moe["experts"]["down"][1, e, 2, d])
+  )
+  assert (
+    tensors[layer + "mlp.shared_experts.up_proj.weight"][2, d]
+    == (moe["shared"]["up"][1, d, 2])
+  )
+  dense = tensors["model.layers.0.mlp.up_proj.weight"]
+  assert dense[2, d] == params["dense"]["mlp"]["up"][0, d, 2]
+  last, mtp = "model.layers.3.", params["mtp"]
+  assert tensors[last + "eh_proj.weight"][d, 20] == mtp["proj"][0, 20, d]
+  assert tensors[last + "enorm.weight"][d] == mtp["embed_norm"][0, d]
+  assert tensors[last + "hnorm.weight"][d] == mtp["hidden_norm"][0, d]
+  assert tensors[last + "shared_head.norm.weight"][d] == mtp["norm"][0, d]
+  for copy, original in (("shared_head.head", "lm_head"), ("embed_tokens",) * 2):
+    original = original.replace("embed_tokens", "model.embed_tokens")
+    np.testing.assert_array_equal(
+      tensors[f"{last}{copy}.weight"], tensors[f"{original}.weight"]
+    )
 
 
-def test_shards_with_an_index_are_one_model(tmp_path):
-  shard(exported(tmp_path))
-  assert_equal(hf.load_hf(tmp_path)[1], params_of(FREE))
+@pytest.mark.parametrize(
+  ("name", "stored_name", "path"),
+  [("qwen2", "k_proj.bias", "k_bias"), ("qwen3", "k_norm.weight", "k_norm")],
+)
+def test_biases_and_head_norms_have_their_names(tmp_path, name, stored_name, path):
+  c = MODELS[name]
+  tensors = safetensors.numpy.load_file(exported(tmp_path, c) / "model.safetensors")
+  want = np.asarray(params_of(c)["layers"]["attn"][path][1]).ravel()
+  got = tensors[f"model.layers.1.self_attn.{stored_name}"]
+  np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "deepseek_v3"])
+def test_experts_of_a_layer_in_one_tensor(tmp_path, name):
+  """As transformers 5 holds them, and stores them if it is told so."""
+  c = MODELS[name]
+  exported(tmp_path, c)
+  path = tmp_path / "model.safetensors"
+  tensors = safetensors.numpy.load_file(path)
+  for layer in range(c.dense_depth, c.depth + c.mtp_depth):
+    prefix = f"model.layers.{layer}.mlp.experts."
+    gate, up, down = (
+      np.stack(
+        [tensors.pop(f"{prefix}{e}.{part}_proj.weight") for e in range(c.experts.count)]
+      )
+      for part in ("gate", "up", "down")
+    )
+    tensors[f"{prefix}gate_up_proj"] = np.concatenate([gate, up], axis=1)
+    tensors[f"{prefix}down_proj"] = down
+  safetensors.numpy.save_file(tensors, path)
+  assert_equal(hf.load_hf(tmp_path)[1], params_of(c))
+
+
+def test_stored_types_are_rounded_to_the_one_asked_for(tmp_path):
+  """The numbers by which experts are chosen keep theirs."""
+  exported(tmp_path, V3)
+  want = params_of(V3, jnp.bfloat16)
+  assert_equal(hf.load_hf(tmp_path, dtype=jnp.bfloat16)[1], want)
+  hf.save_hf(tmp_path, V3, params_of(V3), dtype=jnp.bfloat16)
+  got = trees.flatten(hf.load_hf(tmp_path)[1])
+  for path, array in trees.flatten(params_of(V3)).items():
+    kept = array if path.endswith("moe/bias") else array.astype(jnp.bfloat16)
+    np.testing.assert_array_equal(np.asarray(got[path]), np.asarray(kept, np.float32))
+  assert json.loads((tmp_path / "config.json").read_text())["torch_dtype"] == "bfloat16"
+
+
+# ------------------------------------------------------------------------------ files
+
+
+@each_model
+def test_shards_with_an_index_are_one_model(tmp_path, c):
+  limit = 9000
+  hf.save_hf(tmp_path, c, params_of(c), max_shard_bytes=limit)
+  files = sorted(path.name for path in tmp_path.glob("*.safetensors"))
+  count = len(files)
+  assert count > 1
+  assert files[0] == f"model-00001-of-{count:05}.safetensors"
+  index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+  held = {name: safetensors.numpy.load_file(tmp_path / name) for name in files}
+  sizes = [sum(x.nbytes for x in tensors.values()) for tensors in held.values()]
+  assert index["metadata"]["total_size"] == sum(sizes)
+  assert index["weight_map"] == {
+    key: name for name, tensors in held.items() for key in tensors
+  }
+  for tensors, size in zip(held.values(), sizes, strict=True):
+    assert size <= limit or len(tensors) == 1
+  assert_equal(hf.load_hf(tmp_path)[1], params_of(c))
+
+
+def test_a_folder_holds_the_last_export_only(tmp_path):
+  exported(tmp_path, max_shard_bytes=5000)
+  exported(tmp_path, TIED)
+  assert sorted(path.name for path in tmp_path.iterdir()) == [
+    "config.json",
+    "model.safetensors",
+  ]
+  assert hf.load_hf(tmp_path)[0] == TIED
+
+
+def test_layers_lie_in_order(tmp_path):
+  c = tiny.config(depth=11, tied_head=False)
+  hf.save_hf(tmp_path, c, params_of(c), max_shard_bytes=20_000)
+  where = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+  numbers = {}
+  for key, file in where["weight_map"].items():
+    if "layers" in key:
+      numbers.setdefault(file, set()).add(int(key.split(".")[2]))
+  spans = [numbers[file] for file in sorted(numbers)]
+  for before, after in itertools.pairwise(spans):
+    assert max(before) <= min(after)
 
 
 def test_a_tensor_in_two_shards_is_refused(tmp_path):
-  tensors = shard(exported(tmp_path))
-  everything = tmp_path / "model-2-of-2.safetensors"
-  safetensors.numpy.save_file(tensors, everything)
+  exported(tmp_path, max_shard_bytes=9000)
+  first, second, *_ = sorted(tmp_path.glob("*.safetensors"))
+  tensors = safetensors.numpy.load_file(first) | safetensors.numpy.load_file(second)
+  safetensors.numpy.save_file(tensors, second)
   with pytest.raises(InputError, match="duplicate tensor"):
     hf.load_hf(tmp_path)
 
 
-def test_placing_is_the_callers_and_the_host_holds_one_array(tmp_path):
-  seen = {}
+def test_a_folder_is_as_it_was_until_all_weights_are_written(tmp_path, monkeypatch):
+  exported(tmp_path)
 
-  def put(path, array):
-    assert all(dead() is None for dead, _ in seen.values())
-    seen[path] = weakref.ref(array), array.shape
-    return path
+  def full(*_):
+    raise OSError(28, "No space left on device")
 
-  _, params = hf.load_hf(exported(tmp_path), put=put)
-  specs = trees.flatten(parameters.param_specs(FREE))
-  assert {p: shape for p, (_, shape) in seen.items()} == {
-    p: spec.shape for p, spec in specs.items()
-  }
-  assert trees.flatten(params) == {path: path for path in specs}
+  monkeypatch.setattr(tensor_files.np, "ascontiguousarray", full)
+  with pytest.raises(OSError, match="No space"):
+    hf.save_hf(tmp_path, TIED, params_of(TIED))
+  monkeypatch.undo()
+  assert_equal(hf.load_hf(tmp_path)[1], params_of(FREE))
+
+
+# -------------------------------------------------------------------------- streaming
+
+
+def spied(monkeypatch):
+  """Sizes of all parts that are read."""
+  sizes, lock, read = [], threading.Lock(), tensor_files.TensorFiles.read
+
+  def reading(self, name, index):
+    part = read(self, name, index)
+    with lock:
+      sizes.append(part.size)
+    return part
+
+  monkeypatch.setattr(tensor_files.TensorFiles, "read", reading)
+  return sizes
+
+
+def test_no_more_than_a_block_is_read_at_once(tmp_path, monkeypatch):
+  sizes = spied(monkeypatch)
+  exported(tmp_path)
+  monkeypatch.setattr(assemble, "BLOCK_SIZE", 100)
+  hf.load_hf(tmp_path)
+  # A head's rows, which are not cut, are 8 x 16 numbers.
+  assert max(sizes) == 128
+  assert sum(sizes) == sum(leaf.size for leaf in jax.tree.leaves(params_of(FREE)))
+
+
+def test_the_host_holds_blocks_beside_the_parameters(tmp_path, monkeypatch):
+  """However large the tensors and their stacks are."""
+  c = tiny.config(depth=6, width=128, ffw=1024, vocab=4096, tied_head=False)
+  params = params_of(c)
+  hf.save_hf(tmp_path, c, params)
+  monkeypatch.setattr(assemble, "BLOCK_SIZE", 1 << 13)
+  monkeypatch.setattr(assemble, "_THREADS", 2)
+  hf.load_hf(tmp_path)
+  tracemalloc.start()
+  hf.load_hf(tmp_path)
+  _, peak = tracemalloc.get_traced_memory()
+  tracemalloc.stop()
+  # Nothing is copied when jax takes over what is larger than a block.
+  own = trees.num_bytes(params)
+  assert own < peak < own + 128 * 4096 * 4
+
+
+def test_parameters_can_be_donated(tmp_path, monkeypatch):
+  """jax does not own what it took over, and must not write to it."""
+  monkeypatch.setattr(assemble, "BLOCK_SIZE", 10)
+  _, params = hf.load_hf(exported(tmp_path))
+  twice = jax.jit(lambda tree: jax.tree.map(lambda x: 2 * x, tree), donate_argnums=0)
+  assert_equal(twice(params), jax.tree.map(lambda x: 2 * x, params_of(FREE)))
+
+
+def test_faults_are_found_before_anything_is_read(tmp_path, monkeypatch):
+  folder = edit(exported(tmp_path), lambda t: t.pop("lm_head.weight"))
+  sizes = spied(monkeypatch)
+  with pytest.raises(InputError, match=r"missing lm_head.weight"):
+    hf.load_hf(folder)
+  assert not sizes
+
+
+# ----------------------------------------------------------------------------- errors
 
 
 @pytest.mark.parametrize(
@@ -164,15 +319,19 @@ def test_placing_is_the_callers_and_the_host_holds_one_array(tmp_path):
     (lambda t: t.update({"model.extra": t[Q0]}), "unknown model.extra"),
     (
       lambda t: t.update({Q0: t[Q0][:-1].copy()}),
-      r"q_proj.weight is \(23, 12\), the config says \(24, 12\)",
+      r"q_proj.weight is \(31, 16\), the config says \(32, 16\)",
     ),
     (
       lambda t: t.update({"model.layers.2.mlp.up_proj.weight": t[Q0]}),
       "unknown model.layers.2.mlp.up_proj.weight",
     ),
     (lambda t: t.update({Q0: t[Q0].astype(np.int8)}), "is stored as I8"),
+    (
+      lambda t: t.update({Q0: t[Q0].astype(jnp.float8_e4m3fn)}),
+      "is stored as F8_E4M3; allowed: F32, F16, BF16",
+    ),
   ],
-  ids=["missing", "unknown", "shape", "layer", "type"],
+  ids=["missing", "unknown", "shape", "layer", "type", "float8"],
 )
 def test_tensors_that_do_not_fit_are_named(tmp_path, change, message):
   """R2: nothing is left at its initial value, nothing is left unread."""
@@ -180,21 +339,52 @@ def test_tensors_that_do_not_fit_are_named(tmp_path, change, message):
     hf.load_hf(edit(exported(tmp_path), change))
 
 
-def test_faults_are_found_before_anything_is_placed(tmp_path):
-  folder = edit(exported(tmp_path), lambda t: t.pop("lm_head.weight"))
-  with pytest.raises(InputError, match=r"missing lm_head.weight"):
-    hf.load_hf(folder, put=lambda *_: pytest.fail("placed"))
+@pytest.mark.parametrize(
+  ("c", "copy", "original", "why"),
+  [
+    (TIED, "lm_head", "model.embed_tokens", "tie_word_embeddings is true"),
+    (V3, "model.layers.3.embed_tokens", "model.embed_tokens", "shares it"),
+    (V3, "model.layers.3.shared_head.head", "lm_head", "shares it"),
+  ],
+)
+def test_a_tensor_stored_twice_must_be_the_same(
+  tmp_path, monkeypatch, c, copy, original, why
+):
+  monkeypatch.setattr(assemble, "BLOCK_SIZE", 64)
+  copy, original = f"{copy}.weight", f"{original}.weight"
+  folder = exported(tmp_path, c)
+  edit(folder, lambda t: t.update({copy: t[original].copy()}))
+  assert_equal(hf.load_hf(folder)[1], params_of(c))
 
+  def change(tensors):
+    tensors[copy][-1, -1] += 1
 
-def test_a_tied_head_stored_twice(tmp_path):
-  def same(tensors):
-    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
-
-  folder = edit(exported(tmp_path, TIED), same)
-  assert_equal(hf.load_hf(folder)[1], params_of(TIED))
-  edit(folder, lambda t: t.update({"lm_head.weight": t["lm_head.weight"] + 1}))
-  with pytest.raises(InputError, match=r"differs from model.embed_tokens.weight"):
+  edit(folder, change)
+  with pytest.raises(InputError, match=f"{copy} differs from {original}, yet .*{why}"):
     hf.load_hf(folder)
+  edit(folder, lambda t: t.pop(copy))
+  assert_equal(hf.load_hf(folder)[1], params_of(c))
+
+
+def test_a_module_that_the_config_has_and_the_files_do_not(tmp_path):
+  """transformers saves the field, and not the module."""
+
+  def drop(tensors):
+    for name in [name for name in tensors if name.startswith("model.layers.3.")]:
+      del tensors[name]
+
+  folder = edit(exported(tmp_path, V3), drop)
+  with pytest.raises(
+    InputError, match=r"num_nextn_predict_layers=1.*model\.layers\.3\.eh_proj.*to 0"
+  ):
+    hf.load_hf(folder)
+  fields = json.loads((folder / "config.json").read_text())
+  fields["num_nextn_predict_layers"] = 0
+  (folder / "config.json").write_text(json.dumps(fields))
+  c, params = hf.load_hf(folder)
+  assert c.mtp_depth == 0
+  want = {key: tree for key, tree in params_of(V3).items() if key != "mtp"}
+  assert_equal(params, want)
 
 
 def test_rotary_wavelengths_of_old_files_are_passed_over(tmp_path):
@@ -203,66 +393,8 @@ def test_rotary_wavelengths_of_old_files_are_passed_over(tmp_path):
   assert_equal(hf.load_hf(folder)[1], params_of(FREE))
 
 
-def test_published_config_is_the_preset():
-  got = hf.config_from_hf({**SMOLLM2, "_name_or_path": "smollm2-135m"})
-  assert got == presets.PRESETS["smollm2-135m"]
-
-
-def test_defaults_of_absent_fields():
-  absent = ("num_key_value_heads", "rope_theta", "tie_word_embeddings")
-  fields = {name: v for name, v in SMOLLM2.items() if name not in absent}
-  c = hf.config_from_hf(fields)
-  assert (c.kv_heads, c.head_dim, c.rope_base, c.tied_head) == (9, 64, 1e4, False)
-
-
-def test_rope_parameters_of_transformers_5():
-  fields = {name: v for name, v in SMOLLM2.items() if name != "rope_theta"}
-  nested = {"rope_theta": 7e5, "rope_type": "default"}
-  assert hf.config_from_hf({**fields, "rope_parameters": nested}).rope_base == 7e5
-
-
-@pytest.mark.parametrize(
-  "change",
-  [
-    {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
-    {"rope_parameters": {"rope_type": "yarn", "rope_theta": 100000}},
-    {"rope_parameters": {"rope_theta": 100000, "factor": 2.0}},
-    {"rope_parameters": {"rope_theta": 5}},
-    {"rope_interleaved": True},
-    {"attention_bias": True},
-    {"mlp_bias": True},
-    {"hidden_act": "gelu"},
-    {"architectures": ["Qwen2ForCausalLM"]},
-    {"model_type": "qwen2"},
-    {"pretraining_tp": 2},
-    {"quantization_config": {"quant_method": "fp8"}},
-    {"sliding_window": 4096},
-    {"num_key_value_heads": 2},
-  ],
-  ids=str,
-)
-def test_config_fields_that_are_not_computed_are_refused_by_name(change):
-  name = {"num_key_value_heads": "kv_heads"}.get(next(iter(change)), next(iter(change)))
-  with pytest.raises(InputError, match=name):
-    hf.config_from_hf({**SMOLLM2, **change})
-
-
-@pytest.mark.parametrize("name", ["hidden_size", "rms_norm_eps", "model_type"])
-def test_config_fields_that_must_be_there(name):
-  with pytest.raises(InputError, match=f"no {name}"):
-    hf.config_from_hf({k: v for k, v in SMOLLM2.items() if k != name})
-
-
-def test_head_width_must_follow_from_the_config():
-  with pytest.raises(InputError, match="no head_dim"):
-    hf.config_from_hf({**SMOLLM2, "hidden_size": 577})
-
-
 def test_folders_that_are_not_models(tmp_path):
   with pytest.raises(InputError, match=r"config.json does not exist"):
-    hf.load_hf(tmp_path)
-  (tmp_path / "config.json").write_text("{")
-  with pytest.raises(InputError, match="not JSON"):
     hf.load_hf(tmp_path)
   exported(tmp_path)
   (tmp_path / "model.safetensors").write_text("")
@@ -271,12 +403,45 @@ def test_folders_that_are_not_models(tmp_path):
   (tmp_path / "model.safetensors").unlink()
   with pytest.raises(InputError, match=r"neither model.safetensors nor"):
     hf.load_hf(tmp_path)
+  index = tmp_path / "model.safetensors.index.json"
+  index.write_text('{"weight_map": {"a": "absent.safetensors"}}')
+  with pytest.raises(InputError, match=r"absent.safetensors: not a safetensors file"):
+    hf.load_hf(tmp_path)
+  index.write_text("{}")
+  with pytest.raises(InputError, match="not an index with a weight_map"):
+    hf.load_hf(tmp_path)
+
+
+@pytest.mark.parametrize("cut", [3, 20])
+def test_a_file_that_was_cut_off(tmp_path, cut):
+  path = exported(tmp_path) / "model.safetensors"
+  path.write_bytes(path.read_bytes()[:-cut])
+  with pytest.raises(InputError, match="not a safetensors file"):
+    hf.load_hf(tmp_path)
+
+
+# -------------------------------------------------------------------- what lies beside
 
 
 def test_a_tokenizer_travels_with_the_weights(tmp_path):
   tokenizer = train_sentencepiece(["some text"], path=tmp_path / "t.model")
-  hf.save_hf(tmp_path / "out", FREE, params_of(FREE), tokenizer)
-  assert load_tokenizer(tmp_path / "out").fingerprint == tokenizer.fingerprint
-  fields = json.loads((tmp_path / "out" / "config.json").read_text())
+  out = exported(tmp_path / "out", tokenizer=tokenizer)
+  assert load_tokenizer(out).fingerprint == tokenizer.fingerprint
+  fields = json.loads((out / "config.json").read_text())
+  generation = json.loads((out / "generation_config.json").read_text())
   assert fields["eos_token_id"] == tokenizer.eos_id
-  assert hf.read_config(tmp_path / "out") == FREE
+  assert generation == {
+    "bos_token_id": tokenizer.bos_id,
+    "eos_token_id": list(tokenizer.stop_ids),
+    "pad_token_id": tokenizer.pad_id,
+  }
+  assert hf_config.read_config(out) == FREE
+  assert not [path for path in out.iterdir() if path.name.endswith(".part")]
+
+
+def test_stored_tensors_have_the_shapes_of_their_pieces():
+  """Of the helper that other tests write files with."""
+  layout = hf.layout(V3)
+  tensors = stored.tensors(V3, layout, params_of(V3))
+  shapes = assemble.stored_shapes(V3, layout)
+  assert {name: array.shape for name, array in tensors.items()} == shapes

@@ -1,20 +1,17 @@
 """Which reader a path goes to, and what is said where there is none."""
 
-import jax
 import numpy as np
 import pytest
 
 from r1jax.errors import InputError
-from r1jax.models import hf, parameters, weights
-from r1jax.models.config import ModelConfig
+from r1jax.models import hf, weights
+from tests import tiny
 
-C = ModelConfig(
-  depth=1, width=8, heads=2, kv_heads=1, head_dim=4, ffw=8, vocab=5, name="w"
-)
+C = tiny.config(depth=1)
 
 
 def test_a_folder_with_config_json(tmp_path):
-  params = parameters.init(C, jax.random.key(0))
+  params = tiny.params(C)
   hf.save_hf(tmp_path, C, params)
   c, got = weights.load_model(str(tmp_path))
   assert c == weights.read_config(tmp_path) == C
@@ -30,7 +27,7 @@ def test_a_gguf_file_or_the_only_one_in_a_folder(tmp_path, name):
 
 @pytest.mark.parametrize("path", ["models/absent.gguf", ""])
 def test_a_missing_model_says_how_to_get_one(path):
-  with pytest.raises(InputError, match=r"bash launch/fetch_smollm2\.sh"):
+  with pytest.raises(InputError, match=r"hf://org/name.*launch/fetch_smollm2\.sh"):
     weights.load_model(path)
 
 
