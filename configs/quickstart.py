@@ -11,7 +11,6 @@ On 2 CPU cores 5 to 6 minutes. To expect: greedy accuracy on 510 held-out proble
 12 to 18 % to 98 % or more, mean answers from 4 to 30 tokens, in seeds 0, 1 and 2.
 """
 
-
 from configs import common
 
 TASK = "op_chain"

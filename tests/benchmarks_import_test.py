@@ -55,7 +55,7 @@ def test_the_peak_is_what_was_held_beyond_the_start():
   [
     ("gbs=1", "no such setting (did you mean 'gb'"),
     ("gb=x", "the value is JSON"),
-    ('dtype="int8"', "allowed: float32, bfloat16"),
+    ('dtype="int8"', "allowed: bfloat16, float32"),
   ],
 )
 def test_an_unknown_setting_is_named(capsys, change, message):

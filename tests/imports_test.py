@@ -21,7 +21,7 @@ ROWS = (
   ),
   ("apart", {"models", "data", "rewards", "objectives", "optim", "metrics"}),
   ("apart", {"sharding"}),
-  ("free", {"types", "prng", "trees", "errors"}),
+  ("free", {"types", "prng", "trees", "errors", "gguf_files"}),
 )
 ROW_OF = {name: row for row, (_, names) in enumerate(ROWS) for name in names}
 

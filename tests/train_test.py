@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from r1jax import metrics
 from r1jax.data.tokenizer import train_sentencepiece
 from r1jax.errors import InputError
-from r1jax.models import hf
+from r1jax.models import hf_config
 from r1jax.models.presets import PRESETS
 from r1jax.train import train as train_here
 from tests import small_run as config_file
@@ -93,7 +93,9 @@ def test_missing_model_file(config, tmp_path):
 def test_tokenizer_of_another_model(config, tmp_path):
   model = tmp_path / "model"
   train_sentencepiece(["ab"], path=model / "tokenizer.model")
-  (model / "config.json").write_text(json.dumps(hf.config_to_hf(PRESETS["tiny"])))
+  (model / "config.json").write_text(
+    json.dumps(hf_config.config_to_hf(PRESETS["tiny"]))
+  )
   config.model.path = str(model)
   assert re.search(
     r"config\.tokenizer\.path='.*' is not the vocabulary of the model in '.*/model'",

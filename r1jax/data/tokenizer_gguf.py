@@ -15,6 +15,7 @@ import tokenizers
 from sentencepiece import sentencepiece_model_pb2 as proto
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
+from r1jax import gguf_files
 from r1jax.data import tokenizer_files
 from r1jax.data.tokenizer_files import Special
 from r1jax.errors import InputError, one_of
@@ -139,10 +140,7 @@ def read_gguf(
     InputError: not a GGUF file, or a vocabulary of another kind, or a pre-tokenizer
       or token type that is not known; the message names it.
   """
-  try:
-    reader = gguf.GGUFReader(path)
-  except (ValueError, OSError) as e:
-    raise InputError(f"{path}: not a GGUF file ({e})") from e
+  reader = gguf_files.read(path)
 
   def get(name: str, default: Any = None) -> Any:
     field = reader.fields.get(f"tokenizer.{name}")

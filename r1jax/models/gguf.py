@@ -14,6 +14,7 @@ import gguf
 import jax
 import numpy as np
 
+from r1jax import gguf_files
 from r1jax.errors import InputError, one_of
 from r1jax.models import assemble, parameters, rope
 from r1jax.models.assemble import Layout, Piece
@@ -216,10 +217,7 @@ class _File:
 
   def __init__(self, path: str | os.PathLike):
     self.path = pathlib.Path(path)
-    try:
-      reader = gguf.GGUFReader(self.path)
-    except (ValueError, OSError) as e:
-      raise InputError(f"{self.path}: not a GGUF file that can be read ({e})") from e
+    reader = gguf_files.read(self.path)
     self._tensors = {tensor.name: tensor for tensor in reader.tensors}
     self.shapes = {
       name: tuple(int(n) for n in reversed(tensor.shape))

@@ -4,7 +4,7 @@ Letters: P rows, E groups, D inputs, F outputs, N blocks of M rows.
 
 On TPU `jax.lax.ragged_dot` is a kernel. Elsewhere XLA multiplies all rows with all
 matrices, E times the work; there groups are cut into blocks of rows instead, which are
-multiplied one after another (tests/benchmarks/run.py grouped measures both).
+multiplied one after another (tests/benchmarks/groups.py measures both).
 """
 
 import jax

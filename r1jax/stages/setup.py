@@ -7,6 +7,7 @@ Other sections are shared: a stage sees those that it does not have itself.
 import contextlib
 import functools
 import inspect
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -205,7 +206,7 @@ def make_tokenizer(
   """
   path, model_path = config["tokenizer"]["path"], config["model"]["path"]
   if model_path:
-    weights.read_config(model_path)  # else a missing model is a missing tokenizer
+    model_path = weights.local_path(model_path)
   if path or model_path:
     tokenizer = tokenizers.load_tokenizer(path or model_path)
     if path and model_path:
@@ -213,8 +214,8 @@ def make_tokenizer(
       if own.fingerprint != tokenizer.fingerprint:
         raise InputError(
           f"config.tokenizer.path={path!r} is not the vocabulary of the model in "
-          f"{model_path!r} ({tokenizer.vocab_size} pieces against {own.vocab_size}); "
-          "leave config.tokenizer.path '' to take the model's own"
+          f"{str(model_path)!r} ({tokenizer.vocab_size} pieces against "
+          f"{own.vocab_size}); leave config.tokenizer.path '' to take the model's own"
         )
     return tokenizer
   name, first = next(iter(stages.items()))
@@ -224,7 +225,8 @@ def make_tokenizer(
       f"{name!r} has no examples to train a tokenizer on; set one of the paths"
     )
   how = {key: value for key, value in config["tokenizer"].items() if key != "path"}
-  made_from = trees.digest(repr([how, first["examples"]]))
+  # As JSON, so that a config which was read back from a run names the same file.
+  made_from = trees.digest(json.dumps([how, first["examples"]], sort_keys=True))
   kept = workdir / "tokenizer" / f"{made_from}.model"
   if kept.exists():
     return tokenizers.load_tokenizer(kept)

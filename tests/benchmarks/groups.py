@@ -1,7 +1,8 @@
-"""Products of sorted rows with their group's matrix: blocks beside `jax.lax.ragged_dot`.
+"""Products of sorted rows with their group's matrix, beside `jax.lax.ragged_dot`.
 
 Rows are split over the experts at random, as a router without balance does. Timed is a
-product with its gradient, both kinds in turn; the ratio says how much faster blocks are.
+product with its gradient, ours and the other in turn; the ratio says how much faster
+ours is.
 """
 
 import statistics

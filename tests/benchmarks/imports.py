@@ -16,7 +16,7 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,7 +24,7 @@ import ml_dtypes
 import numpy as np
 import safetensors.numpy
 
-from r1jax.errors import InputError, nearest
+from r1jax.errors import InputError, nearest, one_of
 from r1jax.models import assemble, hf, hf_config
 from r1jax.models.config import ModelConfig
 from r1jax.stages.setup import DTYPES
@@ -33,9 +33,9 @@ SETTINGS = {"gb": 2.0, "dtype": "bfloat16", "width": 2048, "file_gb": 0.5}
 _SAMPLE_S = 0.002
 
 
-def settings_of(changes: Sequence[str]) -> dict[str, Any]:
-  """`SETTINGS`, changed by "key=value" each, the value as JSON."""
-  found = dict(SETTINGS)
+def changed(settings: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]:
+  """Settings, changed by "key=value" each, the value as JSON."""
+  found = dict(settings)
   for change in changes:
     key, _, text = change.partition("=")
     if key not in found:
@@ -49,8 +49,6 @@ def settings_of(changes: Sequence[str]) -> dict[str, Any]:
       raise InputError(
         f"--set {change}: {e} (the value is JSON: text is quoted)"
       ) from e
-  if found["dtype"] not in DTYPES:
-    raise InputError(f"--set dtype={found['dtype']}: allowed: {', '.join(DTYPES)}")
   return found
 
 
@@ -122,7 +120,8 @@ def sampled_peak() -> Iterator[list[int]]:
 
 def measure(changes: Sequence[str], repeats: int) -> dict[str, Any]:
   """What is written as JSON, but for what all benchmarks say."""
-  given = settings_of(changes)
+  given = changed(SETTINGS, changes)
+  one_of(given["dtype"], DTYPES, key="--set dtype")
   c, dtype = shape_of(given["width"], given["gb"]), DTYPES[given["dtype"]]
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)
@@ -157,7 +156,7 @@ def measure(changes: Sequence[str], repeats: int) -> dict[str, Any]:
     "settings": {
       **given,
       "weights": "random bfloat16, seed 0",
-      "model": vars(c),
+      "model": dataclasses.asdict(c),
       "block_bytes": 4 * assemble.BLOCK_SIZE,
     },
     "bytes": sum(sizes),

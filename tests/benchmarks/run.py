@@ -1,15 +1,16 @@
 """How fast the programs of a GRPO step are, beside what the machine could do at most;
-and how fast a model is imported, beside reading its bytes.
+how fast a model is imported, and rows are multiplied with their expert's matrix.
 
     python tests/benchmarks/run.py NAME [--model MODEL] [--json OUT] [--repeats N]
                                         [--set KEY=VALUE ...]
 
 NAME is `rollout` (weights to the sampler, answers to the host), `score` (the scoring
 pass of one mini-batch), `update` (its forward and backward pass and AdamW, reference
-log-probs given), `all`, which starts a process for each of these three, or `import`,
-which imports.py describes; there KEY is one of its SETTINGS. MODEL is `smollm2` (random
-weights where models/ lacks the file) or a path, both with 8 prompts x 8 samples of 64 +
-128 tokens, or `quickstart` with its own shapes; `import` makes one of its own.
+log-probs given), or `all`, which starts a process for each of these three. MODEL is
+`smollm2` (random weights where models/ lacks the file) or a path, both with 8 prompts x
+8 samples of 64 + 128 tokens, or `quickstart` with its own shapes. Two more have shapes
+of their own, and KEY is one of their SETTINGS: `import` (imports.py) and `groups`
+(groups.py).
 
 What runs are the functions that the stage calls, on random tokens, every prompt and
 answer as long as may be. Text, rewards and packing are not timed. Tokens counted are,
@@ -20,6 +21,7 @@ compiling; `peak_device_gib` is that of the device's allocator.
 """
 
 import argparse
+import dataclasses
 import os
 import pathlib
 import platform
@@ -43,8 +45,11 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))  # a script sees its 
 from r1jax import train
 from r1jax.checkpoints import write_json
 from r1jax.errors import InputError
-from tests.benchmarks import imports
+from tests.benchmarks import groups, imports
 from tests.benchmarks.work import MODELS, WORK, config_of, start
+
+# Benchmarks without a model of the config.
+ALONE = {"import": imports, "groups": groups}
 
 
 def measure(name: str, model: str, changes: Sequence[str], repeats: int) -> dict:
@@ -66,7 +71,7 @@ def measure(name: str, model: str, changes: Sequence[str], repeats: int) -> dict
     "settings": {
       "weights": config["model"]["path"] or f"random, seed {run.seed}",
       "tokens": "random, seed 0, no stop token",
-      "model": vars(run.model),
+      "model": dataclasses.asdict(run.model),
       "mesh": dict(run.partition.mesh.shape),
       **{key: stage[key] for key in ("rollout", "training", "loss", "optim")},
     },
@@ -118,7 +123,7 @@ def main(argv: Sequence[str]) -> int:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("name", choices=[*WORK, "import", "all"])
+  parser.add_argument("name", choices=[*WORK, *ALONE, "all"])
   parser.add_argument("--model", default=MODELS[0])
   parser.add_argument("--json", help="a .json file, or a folder for NAME-MODEL-DEVICE")
   parser.add_argument("--repeats", type=int, default=5)
@@ -140,8 +145,8 @@ def main(argv: Sequence[str]) -> int:
     commands = [[sys.executable, __file__, name, *rest] for name in WORK]
     return max(subprocess.run(one, check=False).returncode for one in commands)
   try:
-    if given.name == "import":
-      result = imports.measure(given.set, given.repeats)
+    if given.name in ALONE:
+      result = ALONE[given.name].measure(given.set, given.repeats)
     else:
       result = measure(given.name, given.model, given.set, given.repeats)
   except InputError as e:
