@@ -34,12 +34,6 @@ from r1jax.types import ParamSpec
 
 BLOCK_SIZE = 1 << 21  # numbers in a block: 8 MiB in float32
 _THREADS = min(8, os.cpu_count() or 1)
-# Input axes of a matrix, by the last word of its path. Norms and biases have none.
-_INPUTS = {
-  "o": 2,
-  **dict.fromkeys(("q", "k", "v", "q_down", "q_up", "kv_down", "kv_up"), 1),
-  **dict.fromkeys(("gate", "up", "down", "router", "proj", "head"), 1),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,15 +65,11 @@ class Layout:
   orders: Mapping[str, np.ndarray]
 
 
-def _num_leading(spec: ParamSpec) -> int:
-  return sum(axis in ("layer", "expert") for axis in spec.axes)
-
-
 def _folds(path: str, ndim: int) -> tuple[range, range]:
   """Axes of a layer's array that make the rows of what is stored, and its columns."""
   if path == "embed":
     return range(1), range(1, 2)
-  inputs = _INPUTS.get(path.rpartition("/")[2], 0)
+  inputs = parameters.num_inputs(path)
   return range(inputs, ndim), range(inputs)
 
 
@@ -107,7 +97,7 @@ def pieces(
 ) -> Iterator[tuple[str, tuple[int, ...], tuple[int, ...], Piece]]:
   """(path, index, shape of the layer's array, piece) of all that makes a model."""
   for path, spec in trees.flatten(parameters.param_specs(c)).items():
-    leading = _num_leading(spec)
+    leading = parameters.num_stacked(spec)
     for index in itertools.product(*map(range, spec.shape[:leading])):
       yield path, index, spec.shape[leading:], layout.locate(path, index)
 
@@ -230,7 +220,7 @@ class _Shard:
     devices: list[jax.Device],
     dtype: np.dtype,
   ):
-    leading = _num_leading(spec)
+    leading = parameters.num_stacked(spec)
     self._path, self._layout = path, layout
     self._order = layout.orders.get(path)
     self._leading, inner = bounds[:leading], bounds[leading:]

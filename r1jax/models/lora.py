@@ -113,9 +113,8 @@ def adapter_specs(c: ModelConfig, lora: Lora) -> dict:
 
 
 def _pair(path: str, spec: ParamSpec, rank: int) -> tuple[ParamSpec, ParamSpec]:
-  stacked = sum(axis in _STACKED for axis in spec.axes)
-  # What attention puts out has heads and their width as inputs.
-  split = stacked + (2 if path.endswith("attn/o") else 1)
+  stacked = parameters.num_stacked(spec)
+  split = stacked + parameters.num_inputs(path)
   inner, outer = math.prod(spec.shape[stacked:split]), math.prod(spec.shape[split:])
   if rank > min(inner, outer):
     raise InputError(

@@ -16,6 +16,23 @@ from r1jax import prng, trees
 from r1jax.models.config import ModelConfig
 from r1jax.types import ParamSpec
 
+# Input axes of a matrix, by the last word of its path. Norms and biases have none.
+_INPUTS = {
+  "o": 2,  # heads and their width
+  **dict.fromkeys(("q", "k", "v", "q_down", "q_up", "kv_down", "kv_up"), 1),
+  **dict.fromkeys(("gate", "up", "down", "router", "proj", "head"), 1),
+}
+
+
+def num_inputs(path: str) -> int:
+  """How many axes of a matrix, behind those of layers and experts, are its inputs."""
+  return _INPUTS.get(path.rpartition("/")[2], 0)
+
+
+def num_stacked(spec: ParamSpec) -> int:
+  """How many leading axes number layers and experts."""
+  return sum(axis in ("layer", "expert") for axis in spec.axes)
+
 
 def stacks(c: ModelConfig) -> dict[str, tuple[int, int]]:
   """{name: (first layer, layers)} of the stacks, in the order of computation."""
