@@ -33,10 +33,11 @@ from r1jax import sharding, terminal, train
 from r1jax.checkpoints import Checkpoints, write_json
 from r1jax.data.tokenizer import Tokenizer, load_tokenizer
 from r1jax.errors import InputError, one_of
-from r1jax.models import hf, parameters, weights
+from r1jax.models import parameters
 from r1jax.models.config import ModelConfig
 from r1jax.sharding import TRAIN_RULES, Partition
 from r1jax.stages import run, setup
+from r1jax.weights import hf, paths
 
 MARK = "export.json"
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
@@ -59,14 +60,14 @@ class Source:
 
 def of_model(path: str) -> Source:
   """A .gguf file, a Hugging Face folder or hf://org/name."""
-  local = weights.local_path(path)
-  model = weights.read_config(local)
+  local = paths.local_path(path)
+  model = paths.read_config(local)
   shardings = _partition(model).of_specs(parameters.param_specs(model))
   return Source(
     {"model": path},
     model,
     load_tokenizer(local),
-    lambda: weights.load_model(local, dtype=jnp.float32, shardings=shardings)[1],
+    lambda: paths.load_model(local, dtype=jnp.float32, shardings=shardings)[1],
   )
 
 
@@ -151,19 +152,19 @@ def _tokenizer(config: Mapping[str, Any], workdir: Path, stage: str) -> Tokenize
   settings = _folder(workdir, stage) / run.SETTINGS
   known = json.loads(settings.read_text()) if settings.exists() else {}
   if config["tokenizer"]["path"]:
-    paths = [config["tokenizer"]["path"]]
+    places = [config["tokenizer"]["path"]]
   elif config["model"]["path"]:
-    paths = [weights.local_path(config["model"]["path"])]
+    places = [paths.local_path(config["model"]["path"])]
   else:
-    paths = sorted((workdir / "tokenizer").glob("*.model"))
-  for path in paths:
+    places = sorted((workdir / "tokenizer").glob("*.model"))
+  for path in places:
     tokenizer = load_tokenizer(path)
     if known.get("tokenizer", tokenizer.fingerprint) == tokenizer.fingerprint:
       return tokenizer
   raise InputError(
     f"stage {stage!r} was run with a vocabulary of fingerprint "
     f"{known.get('tokenizer', 'unknown')}, which is none of: "
-    f"{', '.join(map(str, paths)) or f'(nothing in {workdir}/tokenizer)'}"
+    f"{', '.join(map(str, places)) or f'(nothing in {workdir}/tokenizer)'}"
   )
 
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from r1jax.models import hf_config
+from r1jax.weights import hf_config
 from tests.benchmarks import imports, run
 
 SMALL = ("gb=0.02", "width=128", "file_gb=0.005")

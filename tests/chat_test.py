@@ -20,7 +20,7 @@ from r1jax.chat.conversation import Conversation, Settings
 from r1jax.chat.thought import Thought
 from r1jax.data.tokenizer import load_tokenizer, train_sentencepiece
 from r1jax.errors import InputError
-from r1jax.models import hf
+from r1jax.weights import hf
 from tests import tiny
 from tests.conftest import ROOT
 from tests.data.vocabularies import byte_level

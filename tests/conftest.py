@@ -11,7 +11,14 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 # Folders and a file whose programs are tiny: they compile far longer than they run.
-_TINY = {"models", "sampling", "training", "objectives", "architectures_test.py"}
+_TINY = {
+  "models",
+  "weights",
+  "sampling",
+  "training",
+  "objectives",
+  "architectures_test.py",
+}
 
 
 @pytest.fixture(autouse=True, scope="module")

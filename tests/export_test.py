@@ -14,9 +14,10 @@ from r1jax import export
 from r1jax.checkpoints import Checkpoints
 from r1jax.data.tokenizer import load_tokenizer, train_sentencepiece
 from r1jax.errors import InputError
-from r1jax.models import hf, parameters, weights
+from r1jax.models import parameters
+from r1jax.weights import hf, paths
 from tests import tiny
-from tests.models.stored import MODELS, assert_equal
+from tests.weights.stored import MODELS, assert_equal
 
 QUIET = Console(quiet=True)
 
@@ -58,7 +59,7 @@ def test_a_run_s_checkpoint_becomes_a_folder(small_run, tmp_path, below, step, w
   """By default the last step of the last stage."""
   source = export.of_checkpoint(str(small_run / below), step)
   out = write(source, tmp_path / "out")
-  model, params = weights.load_model(out)
+  model, params = paths.load_model(out)
   assert model == source.model
   assert_equal(params, saved(small_run, *want, model))
   made = json.loads((out / export.MARK).read_text())
@@ -76,7 +77,7 @@ def test_the_command(train, small_run, tmp_path):
   assert process.returncode == 0, errors
   for part in ("zero", "bfloat16", "r1jax.chat", "a folder"):
     assert part in said
-  model, params = weights.load_model(out, dtype=jnp.bfloat16)
+  model, params = paths.load_model(out, dtype=jnp.bfloat16)
   want = saved(small_run, "zero", 5, model)
   assert_equal(params, jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), want))
   process = train(*words, config=None, program=("-m", "r1jax.export"))
@@ -173,8 +174,8 @@ def _source(small_run, tmp_path):
 def test_a_model_becomes_a_folder(source, tmp_path):
   out = write(source, tmp_path / "out", max_shard_gb=2e-5)
   assert len(list(out.glob("*.safetensors"))) > 1
-  assert weights.read_config(out) == source.model
-  assert_equal(weights.load_model(out)[1], tiny.params(source.model))
+  assert paths.read_config(out) == source.model
+  assert_equal(paths.load_model(out)[1], tiny.params(source.model))
   assert load_tokenizer(out).fingerprint == source.tokenizer.fingerprint
 
 
@@ -188,7 +189,7 @@ def test_what_is_in_the_way_is_kept(source, tmp_path):
   write(source, out, overwrite=True, dtype="bfloat16")
   assert not list(out.glob(".*.part"))
   want = np.asarray(tiny.params(source.model)["embed"].astype(jnp.bfloat16))
-  got = weights.load_model(out, dtype=jnp.bfloat16)[1]["embed"]
+  got = paths.load_model(out, dtype=jnp.bfloat16)[1]["embed"]
   np.testing.assert_array_equal(np.asarray(got), want)
   (out / export.MARK).unlink()
   with pytest.raises(InputError, match="is not empty, and no earlier export"):

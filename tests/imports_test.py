@@ -17,7 +17,8 @@ ROWS = (
   ("apart", {"stages"}),
   (
     "apart",
-    {"training", "sampling", "checkpoints"} | {"evals", "terminal", "watchdog"},
+    {"training", "sampling", "checkpoints"}
+    | {"weights", "evals", "terminal", "watchdog"},
   ),
   ("apart", {"models", "data", "rewards", "objectives", "optim", "metrics"}),
   ("apart", {"sharding"}),
@@ -97,19 +98,19 @@ def test_rows_name_each_package_once():
 @pytest.mark.parametrize(
   ("source", "module", "want"),
   [
-    ("from r1jax import trees", "r1jax.models.hf", None),
-    ("from r1jax.models.config import ModelConfig", "r1jax.models.hf", None),
+    ("from r1jax import trees", "r1jax.models.lora", None),
+    ("from r1jax.models.config import ModelConfig", "r1jax.models.lora", None),
     ("from r1jax import types", "r1jax.prng", None),
     ("import r1jax.charts", "r1jax.report", None),
     ("from r1jax import __version__", "r1jax.metrics", None),
     ("import re, jax", "r1jax.prng", None),
     ("from r1jax import stages", "r1jax.trees", "above"),
     ("def f():\n  import r1jax.training.step", "r1jax.data.packing", "line 2"),
-    ("from r1jax.data import packing", "r1jax.models.hf", "neighbour"),
+    ("from r1jax.data import packing", "r1jax.models.lora", "neighbour"),
     ("from r1jax import report, errors", "r1jax.stages.grpo", "above"),
     ("from ..training import step", "r1jax.sampling.decode", "neighbour"),
     ("from .. import stages", "r1jax.sampling.decode", "above"),
-    ("from . import cache", "r1jax.models.hf", None),
+    ("from . import cache", "r1jax.models.lora", None),
     ("importlib.import_module('r1jax.train')", "r1jax.optim", "above"),
     ("from r1jax import utils", "r1jax.optim", "no row"),
     ("import re", "r1jax.utils.misc", "no row"),

@@ -35,8 +35,8 @@ REQUIREMENTS = {
       "trees_test.py::test_moved_weights_change_the_checksum",
       "multidevice/meshes_test.py::test_the_checksum_does_not_depend_on_the_sharding",
       "sampling/decode_test.py::test_the_rollout_says_which_weights_drew",
-      "models/gguf_test.py::test_tensors_that_do_not_fit_are_named",
-      "models/hf_test.py::test_tensors_that_do_not_fit_are_named",
+      "weights/gguf_test.py::test_tensors_that_do_not_fit_are_named",
+      "weights/hf_test.py::test_tensors_that_do_not_fit_are_named",
     ),
   ),
   3: Requirement(

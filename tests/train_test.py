@@ -13,9 +13,9 @@ from ml_collections import ConfigDict
 from r1jax import metrics
 from r1jax.data.tokenizer import train_sentencepiece
 from r1jax.errors import InputError
-from r1jax.models import hf_config
 from r1jax.models.presets import PRESETS
 from r1jax.train import train as train_here
+from r1jax.weights import hf_config
 from tests import small_run as config_file
 
 # What design.md promises to those who read metrics.jsonl.

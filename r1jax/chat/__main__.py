@@ -34,10 +34,11 @@ from r1jax.chat.conversation import COMMANDS, Conversation, Settings
 from r1jax.data import templates
 from r1jax.data.tokenizer import Tokenizer, load_tokenizer
 from r1jax.errors import InputError, one_of
-from r1jax.models import parameters, weights
+from r1jax.models import parameters
 from r1jax.models.config import ModelConfig
 from r1jax.sampling.streaming import Streamer
 from r1jax.sharding import SAMPLE_RULES, Partition
+from r1jax.weights import paths
 
 # How questions become prompts, as the table at the start says it.
 _TEMPLATES = {
@@ -101,8 +102,8 @@ def load(
     source = export.of_checkpoint(checkpoint, None)
     c, tokenizer = source.model, source.tokenizer
   else:
-    local = weights.local_path(model)
-    c, tokenizer = weights.read_config(local), load_tokenizer(local)
+    local = paths.local_path(model)
+    c, tokenizer = paths.read_config(local), load_tokenizer(local)
   if tokenizer.vocab_size > c.vocab:
     raise InputError(
       f"--model={model}: its tokenizer has {tokenizer.vocab_size} pieces and the model "
@@ -113,7 +114,7 @@ def load(
   except InputError as e:
     raise InputError(f"--tp={tp}: {e}") from e
   if checkpoint is None:
-    _, params = weights.load_model(local, dtype=jnp.dtype(dtype), shardings=shardings)
+    _, params = paths.load_model(local, dtype=jnp.dtype(dtype), shardings=shardings)
   else:
     params = jax.tree.map(
       lambda leaf, at: jax.device_put(leaf.astype(dtype), at), source.load(), shardings

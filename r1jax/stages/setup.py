@@ -20,7 +20,7 @@ from r1jax import optim, prng, trees
 from r1jax.data import examples, problems, templates
 from r1jax.data import tokenizer as tokenizers
 from r1jax.errors import InputError, nearest, one_of
-from r1jax.models import parameters, weights
+from r1jax.models import parameters
 from r1jax.models.config import ModelConfig, changed
 from r1jax.models.presets import PRESETS
 from r1jax.objectives.advantages import group_advantages
@@ -29,6 +29,7 @@ from r1jax.sharding import Partition
 from r1jax.stages.grpo import prepare_grpo, train_grpo
 from r1jax.stages.sft import prepare_sft, train_sft
 from r1jax.training import state as states
+from r1jax.weights import paths
 
 # Sections that concern the run as a whole; stages do not see them.
 GLOBAL = frozenset(
@@ -206,7 +207,7 @@ def make_tokenizer(
   """
   path, model_path = config["tokenizer"]["path"], config["model"]["path"]
   if model_path:
-    model_path = weights.local_path(model_path)
+    model_path = paths.local_path(model_path)
   if path or model_path:
     tokenizer = tokenizers.load_tokenizer(path or model_path)
     if path and model_path:
@@ -251,7 +252,7 @@ def make_model(
   """
   section = config["model"]
   if section["path"]:
-    model = weights.read_config(section["path"])
+    model = paths.read_config(section["path"])
     if section["shape"]:
       raise InputError("config.model.shape is set, but the model's file has a shape")
   else:
@@ -273,7 +274,7 @@ def make_model(
 
   def load() -> Any:
     path = section["path"]
-    return weights.load_model(path, dtype=jnp.float32, shardings=shardings)[1]
+    return paths.load_model(path, dtype=jnp.float32, shardings=shardings)[1]
 
   return model, load
 

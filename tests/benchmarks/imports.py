@@ -25,9 +25,9 @@ import numpy as np
 import safetensors.numpy
 
 from r1jax.errors import InputError, nearest, one_of
-from r1jax.models import assemble, hf, hf_config
 from r1jax.models.config import ModelConfig
 from r1jax.stages.setup import DTYPES
+from r1jax.weights import assemble, hf, hf_config
 
 SETTINGS = {"gb": 2.0, "dtype": "bfloat16", "width": 2048, "file_gb": 0.5}
 _SAMPLE_S = 0.002

@@ -18,9 +18,10 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from r1jax import sharding, trees
-from r1jax.models import assemble, hf, hf_config, parameters, tensor_files
+from r1jax.models import parameters
 from r1jax.models.config import Experts
 from r1jax.sharding import TRAIN_RULES, Partition
+from r1jax.weights import assemble, hf, hf_config, tensor_files
 from tests import tiny
 
 pytestmark = pytest.mark.multidevice

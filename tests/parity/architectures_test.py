@@ -19,8 +19,9 @@ import safetensors.numpy
 
 from r1jax.errors import InputError
 from r1jax.models import cache as caches
-from r1jax.models import hf, hf_config, transformer
+from r1jax.models import transformer
 from r1jax.models.config import ModelConfig
+from r1jax.weights import hf, hf_config
 from tests.parity import architectures
 
 TOLERANCE = 1e-4  # of a logit, and of a gradient times its norm; 3e-5 was seen on CPU

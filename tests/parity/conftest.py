@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from r1jax.data.tokenizer import load_tokenizer
-from r1jax.models import weights
+from r1jax.weights import paths
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -36,7 +36,7 @@ def _smollm2_path():
 @pytest.fixture(scope="session", name="smollm2")
 def _smollm2(smollm2_path):
   """(config, float32 parameters)."""
-  return weights.load_model(smollm2_path)
+  return paths.load_model(smollm2_path)
 
 
 @pytest.fixture(scope="session", name="smollm2_tokenizer")

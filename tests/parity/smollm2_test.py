@@ -12,9 +12,10 @@ import pytest
 
 from r1jax.data import templates
 from r1jax.data.tokenizer import load_tokenizer
-from r1jax.models import hf, transformer
+from r1jax.models import transformer
 from r1jax.sampling import decode, logits
 from r1jax.types import Problem
+from r1jax.weights import hf
 
 PROMPTS = ("plain", "math", "chat", "odd_text")
 TOLERANCE = 2e-3  # of a logit, float32; 1.4e-4 was seen on CPU

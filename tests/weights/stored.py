@@ -3,8 +3,8 @@
 import numpy as np
 
 from r1jax import trees
-from r1jax.models import assemble
 from r1jax.models.config import Experts, Latent
+from r1jax.weights import assemble
 from tests import tiny
 
 _DEEPSEEK = {"heads": 3, "kv_heads": 3, "width": 18, "norm_eps": 1e-6, "depth": 3}

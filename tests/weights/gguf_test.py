@@ -9,11 +9,12 @@ import pytest
 
 from r1jax import trees
 from r1jax.errors import InputError
-from r1jax.models import assemble, gguf, rope
+from r1jax.models import rope
 from r1jax.models.config import Experts, Llama3Rope, YarnRope
+from r1jax.weights import assemble, gguf
 from tests import tiny
-from tests.models import stored
-from tests.models.stored import assert_equal
+from tests.weights import stored
+from tests.weights.stored import assert_equal
 
 KIND = gguf_package.GGMLQuantizationType
 _SHAPE = {"width": 32, "ffw": 64, "vocab": 23, "max_length": 77, "rope_base": 5e4}

@@ -11,9 +11,10 @@ import numpy as np
 
 from r1jax import trees
 from r1jax.errors import InputError
-from r1jax.models import assemble, hf_config, parameters, tensor_files
-from r1jax.models.assemble import Layout, Piece
+from r1jax.models import parameters
 from r1jax.models.config import ModelConfig
+from r1jax.weights import assemble, hf_config, tensor_files
+from r1jax.weights.assemble import Layout, Piece
 
 MAX_SHARD_BYTES = 5 * 10**9
 _TOP = {

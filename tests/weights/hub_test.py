@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub import errors
 
 from r1jax.errors import InputError
-from r1jax.models import hf, hub, weights
+from r1jax.weights import hf, hub, paths
 from tests import tiny
 
 C = tiny.config(depth=1)
@@ -39,7 +39,7 @@ def _asked(monkeypatch, tmp_path):
   ],
 )
 def test_a_name_becomes_a_folder(asked, path, name, revision):
-  c, params = weights.load_model(path)
+  c, params = paths.load_model(path)
   assert c == C
   for got, want in zip(
     jax.tree.leaves(params), jax.tree.leaves(tiny.params(C)), strict=True
@@ -54,7 +54,7 @@ def test_a_name_becomes_a_folder(asked, path, name, revision):
 def test_only_what_is_read_is_downloaded(asked):
   from huggingface_hub.utils import filter_repo_objects
 
-  weights.read_config("hf://org/name")
+  paths.read_config("hf://org/name")
   patterns = asked[0][1]
   names = ("config.json", "generation_config.json", "model-00001-of-00002.safetensors")
   names += ("model.safetensors.index.json", "tokenizer.json", "tokenizer.model")
@@ -72,7 +72,7 @@ def test_only_what_is_read_is_downloaded(asked):
 @pytest.mark.parametrize("path", ["hf://", "hf://name", "hf://a/b/c", "hf://a/b@"])
 def test_what_is_no_name_is_refused(asked, path):
   with pytest.raises(InputError, match=r"must read hf://org/name"):
-    weights.load_model(path)
+    paths.load_model(path)
   assert not asked
 
 
@@ -95,7 +95,7 @@ def test_failures_say_what_to_do(monkeypatch, kind, message):
 
   monkeypatch.setattr(hub.huggingface_hub, "snapshot_download", fail)
   with pytest.raises(InputError, match=message) as caught:
-    weights.local_path("hf://org/name")
+    paths.local_path("hf://org/name")
   assert "\n" not in str(caught.value)
 
 
@@ -107,10 +107,10 @@ def test_without_a_network_it_fails_at_once(tmp_path, settings):
   code = """
 import time
 from r1jax.errors import InputError
-from r1jax.models import weights
+from r1jax.weights import paths
 began = time.monotonic()
 try:
-  weights.load_model("hf://org/name")
+  paths.load_model("hf://org/name")
 except InputError as e:
   print(time.monotonic() - began, e)
 """

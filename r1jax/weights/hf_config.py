@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from r1jax.errors import InputError, one_of
-from r1jax.models import hf_families
 from r1jax.models.config import Experts, Latent, Llama3Rope, ModelConfig, YarnRope
+from r1jax.weights import hf_families
 
 _REQUIRED = object()
 

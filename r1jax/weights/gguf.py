@@ -16,9 +16,10 @@ import numpy as np
 
 from r1jax import gguf_files
 from r1jax.errors import InputError, one_of
-from r1jax.models import assemble, parameters, rope
-from r1jax.models.assemble import Layout, Piece
+from r1jax.models import parameters, rope
 from r1jax.models.config import Experts, Llama3Rope, ModelConfig, YarnRope
+from r1jax.weights import assemble
+from r1jax.weights.assemble import Layout, Piece
 
 _TOP = {
   "embed": "token_embd.weight",

@@ -11,9 +11,9 @@ import safetensors.numpy
 
 from r1jax import trees
 from r1jax.errors import InputError
-from r1jax.models import assemble, hf, hf_config
+from r1jax.weights import assemble, hf, hf_config
 from tests import tiny
-from tests.models.stored import assert_equal
+from tests.weights.stored import assert_equal
 
 # Widths that end within a block, one that is a block, and one below it.
 C = tiny.config(depth=1, width=200, heads=5, kv_heads=1, head_dim=52, ffw=128, vocab=7)

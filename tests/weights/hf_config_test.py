@@ -10,9 +10,10 @@ import json
 import pytest
 
 from r1jax.errors import InputError
-from r1jax.models import hf_config, rope
+from r1jax.models import rope
 from r1jax.models.config import Experts, Latent, Llama3Rope, ModelConfig, YarnRope
 from r1jax.models.presets import PRESETS
+from r1jax.weights import hf_config
 
 SMOLLM2_135M = {
   "architectures": ["LlamaForCausalLM"],

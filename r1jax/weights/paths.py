@@ -8,8 +8,8 @@ import jax
 import numpy as np
 
 from r1jax.errors import InputError
-from r1jax.models import gguf, hf, hf_config, hub
 from r1jax.models.config import ModelConfig
+from r1jax.weights import gguf, hf, hf_config, hub
 
 
 def local_path(path: str | os.PathLike) -> pathlib.Path:

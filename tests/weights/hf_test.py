@@ -15,10 +15,10 @@ import safetensors.numpy
 from r1jax import trees
 from r1jax.data.tokenizer import load_tokenizer, train_sentencepiece
 from r1jax.errors import InputError
-from r1jax.models import assemble, hf, hf_config, tensor_files
+from r1jax.weights import assemble, hf, hf_config, tensor_files
 from tests import tiny
-from tests.models import stored
-from tests.models.stored import MODELS, assert_equal
+from tests.weights import stored
+from tests.weights.stored import MODELS, assert_equal
 
 FREE, TIED, V3 = MODELS["llama"], MODELS["tied"], MODELS["deepseek_v3"]
 Q0 = "model.layers.0.self_attn.q_proj.weight"
