@@ -67,7 +67,9 @@ def log_distribution(logits_SV: jax.Array, controls_S: Controls) -> jax.Array:
     | jnp.any(controls_S.min_p > 0)
   )
   logp_SV = jax.lax.cond(
-    truncates, lambda x: _truncate(x, controls_S), lambda x: x, logp_SV
+    truncates,
+    lambda: _truncate(logits_SV, heat_S1, controls_S),
+    lambda: logp_SV,
   )
   best_S1 = jnp.argmax(logits_SV, axis=-1, keepdims=True)
   one_hot_SV = jnp.arange(logits_SV.shape[-1]) == best_S1
@@ -98,26 +100,32 @@ def shaper(
   return shape
 
 
-def _truncate(logp_SV: jax.Array, controls_S: Controls) -> jax.Array:
+def _truncate(
+  logits_SV: jax.Array, heat_S1: jax.Array, controls_S: Controls
+) -> jax.Array:
   """Drops tokens outside of top-k, top-p and min-p and renormalises.
 
   Ties at the edge of top-k and top-p are kept, so that the kept set depends on the
-  probabilities only.
+  probabilities only. The edge is a logit, and logits are compared with it: a
+  probability that the compiler makes twice may round differently, and then the edge's
+  own token would fall out.
   """
-  num_tokens = logp_SV.shape[-1]
-  sorted_SV = -jnp.sort(-logp_SV, axis=-1)
+  num_tokens = logits_SV.shape[-1]
+  sorted_SV = -jnp.sort(-logits_SV, axis=-1)
   k_S = jnp.where(controls_S.top_k > 0, controls_S.top_k, num_tokens)
   k_S = jnp.clip(k_S, 1, num_tokens)
   edge_k_S1 = jnp.take_along_axis(sorted_SV, (k_S - 1)[:, None], axis=-1)
-  mass_before_SV = jnp.cumsum(jnp.exp(sorted_SV), axis=-1) - jnp.exp(sorted_SV)
+  prob_SV = jax.nn.softmax(sorted_SV / heat_S1, axis=-1)
+  mass_before_SV = jnp.cumsum(prob_SV, axis=-1) - prob_SV
   inside_SV = mass_before_SV < controls_S.top_p[:, None]
   num_inside_S1 = jnp.maximum(inside_SV.sum(axis=-1, keepdims=True), 1)
   num_inside_S1 = jnp.where(controls_S.top_p[:, None] < 1, num_inside_S1, num_tokens)
   edge_p_S1 = jnp.take_along_axis(sorted_SV, num_inside_S1 - 1, axis=-1)
-  edge_min_S1 = sorted_SV[:, :1] + jnp.log(controls_S.min_p)[:, None]
+  edge_min_S1 = sorted_SV[:, :1] + heat_S1 * jnp.log(controls_S.min_p)[:, None]
   edge_S1 = jnp.maximum(jnp.maximum(edge_k_S1, edge_p_S1), edge_min_S1)
   edge_S1 = jnp.minimum(edge_S1, sorted_SV[:, :1])  # the top token always stays
-  return jax.nn.log_softmax(jnp.where(logp_SV >= edge_S1, logp_SV, -jnp.inf), axis=-1)
+  kept_SV = jnp.where(logits_SV >= edge_S1, logits_SV / heat_S1, -jnp.inf)
+  return jax.nn.log_softmax(kept_SV, axis=-1)
 
 
 def draw(logp_SV: jax.Array, uniform_S: jax.Array) -> jax.Array:

@@ -28,6 +28,7 @@ FAMILY = {
 
 def start(out, meshes, *, devices, arguments=()):
   flags = f"--xla_force_host_platform_device_count={devices}"
+  flags = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
   settings = {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
   settings["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # compiles twice as fast
   environment = {**os.environ, **settings}

@@ -8,7 +8,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from r1jax import prng, trees
+from r1jax import export, prng, trees
 from r1jax.checkpoints import Checkpoints
 from r1jax.models import lora, parameters
 from r1jax.models.config import ModelConfig
@@ -96,6 +96,14 @@ def test_the_stage_that_follows_begins_with_base_and_adapters_merged(lora_run):
         changed[stage] += 1
   assert changed == {"base": 7, "zero": 3}
   got = trees.flatten(trained(lora_run, "after"))
+  assert got.keys() == want.keys()
+  for path, array in got.items():
+    np.testing.assert_allclose(array, want[path], atol=2e-6, err_msg=path)
+
+
+def test_an_export_has_the_adapters_merged(lora_run):
+  source = export.of_checkpoint(str(lora_run / "checkpoints" / "zero"), None)
+  got, want = trees.flatten(source.load()), trees.flatten(trained(lora_run, "after"))
   assert got.keys() == want.keys()
   for path, array in got.items():
     np.testing.assert_allclose(array, want[path], atol=2e-6, err_msg=path)
