@@ -14,8 +14,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 # a CPU compiles nearly twice as fast. Not every version knows the flag, and one that
 # does not would refuse to start.
 if jax.__version_info__ < (0, 11):
-  flag = "--xla_cpu_use_fusion_emitters=false"
-  os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
+  _FLAG = "--xla_cpu_use_fusion_emitters=false"
+  os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAG}".strip()
 # Folders and a file whose programs are tiny: they compile far longer than they run.
 _TINY = {
   "models",
