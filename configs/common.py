@@ -57,6 +57,9 @@ def run() -> ConfigDict:
       "watchdog_s": 900.0,  # a phase without progress for so long prints all stacks
     }
   )
+  # Steps of every stage that are traced, into profile/STAGE/step_NUMBER/ of the run
+  # directory; the first compiles.
+  c.profile = ConfigDict({"steps": ()})
   return c
 
 
@@ -69,6 +72,11 @@ def optimizer(learning_rate: float) -> ConfigDict:
   """AdamW. R1 does not publish betas, decay, warm-up or clipping of its RL."""
   return ConfigDict(
     {
+      # Less memory: "muon" or "adafactor", moments in "bfloat16", or in the host's
+      # memory (offload). r1jax/optim.py has the bytes of each.
+      "kind": "adamw",
+      "moment_dtype": "float32",
+      "offload": False,
       "learning_rate": learning_rate,
       "schedule": "constant",
       "warmup_steps": 0,
@@ -193,8 +201,10 @@ def grpo() -> ConfigDict:
   # R1: the reference becomes the policy every 400 updates, here 25 rollouts; 0: never.
   s.reference = ConfigDict({"refresh_every": 25})
   s.optim = optimizer(3e-6)  # R1
-  # Answers are split at random into `minibatches` (R1: 16), each packed into rows;
-  # `rows` of them go through the model at a time.
+  # Prompts are dealt at random, with all their answers, to `minibatches` of as many
+  # answers each (R1: 16, of answers dealt one by one), which are packed into rows;
+  # `rows` of them go through the model at a time. A prompt lies once in a row, before
+  # its answers there: prompt_length + group_size * (max_tokens + 1) hold any group.
   s.training = ConfigDict(
     {"rows": 8, "row_length": 33_280, "minibatches": 16, "remat": "full"}
   )

@@ -95,6 +95,10 @@ class Checkpoints:
 
   # --------------------------------------------------------------------------- save
 
+  def is_due(self, step: int) -> bool:
+    """Whether `save` saves this step without being forced to."""
+    return step % self._save_every == 0
+
   def save(
     self, step: int, state: Any, extra: dict[str, Any], *, force: bool = False
   ) -> bool:
@@ -116,7 +120,7 @@ class Checkpoints:
         holds a run that was not restored.
     """
     self.check()
-    if not force and step % self._save_every != 0:
+    if not force and not self.is_due(step):
       return False
     if step == self._here or (self._saving is not None and step == self._saving[0]):
       return False

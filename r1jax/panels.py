@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -79,7 +80,27 @@ PANELS = (
   Panel(
     "Speed",
     "tokens per second",
-    {"rollout/tokens_per_s": "sampling", "update/tokens_per_s": "training"},
+    {
+      "rollout/tokens_per_s": "sampling",
+      "score/tokens_per_s": "scoring",
+      "update/tokens_per_s": "training",
+    },
+  ),
+  Panel(
+    "Share of the machine's limit",
+    "%",
+    {
+      "rollout/share_of_limit": "sampling",
+      "score/share_of_limit": "scoring",
+      "update/share_of_limit": "training",
+    },
+    "Of the least time that products and memory reads would take.",
+  ),
+  Panel(
+    "Idle slots",
+    "%",
+    {"rollout/idle_share": "idle"},
+    "Slot-steps in which the sampler had no answer to work on.",
   ),
 )
 
@@ -154,15 +175,16 @@ def of_stage(name: str, lines: list[dict[str, Any]]) -> dict[str, Any]:
   """The charts of a stage, and those of metrics that no panel knows."""
   x_range = _x_range(lines)
   names = list(dict.fromkeys(key for line in lines for key in line))
-  known = {"step", "stage", "time", "time/step_s", "compile/count"}
+  known = {"step", "stage", "time", "compile/count"}
+  # In the table alone: on one device they are what the chart of the speed shows.
+  known |= {name for name in names if name.endswith("/tokens_per_s_per_device")}
   found = []
   for panel in PANELS:
     keys = _expanded(panel.keys, names)
     known |= set(keys)
     found.append(_panel_chart(panel, keys, lines, x_range))
-  phases = [n for n in names if n.startswith("time/") and n not in known]
-  known |= set(phases)
-  found.append(_time_chart(phases, lines, x_range))
+  known |= {name for name in names if name.startswith("time/")}
+  found.append(_time_chart(lines, x_range))
   others = [
     charts.curves(
       name, [charts.Series(name, *series(lines, name))], unit="", x_range=x_range
@@ -174,6 +196,7 @@ def of_stage(name: str, lines: list[dict[str, Any]]) -> dict[str, Any]:
     "name": name,
     "steps": f"{x_range[1]:,}",
     "charts": [chart for chart in found if chart is not None],
+    "times": times(lines),
     "others": [chart for chart in others if chart is not None],
   }
 
@@ -212,30 +235,75 @@ def _panel_chart(
 
 
 def _time_chart(
-  phases: Sequence[str],
-  lines: Sequence[Mapping[str, Any]],
-  x_range: tuple[float, float],
+  lines: Sequence[Mapping[str, Any]], x_range: tuple[float, float]
 ) -> charts.Chart | None:
   """Phases on top of one another, and what is left of the step on top of all."""
-  timed = [line for line in lines if isinstance(line.get("time/step_s"), int | float)]
+  timed, columns = _by_phase(lines)
   if not timed:
     return None
   steps = [line["step"] for line in timed]
+  return charts.stack(
+    "Step time by phase" if len(columns) > 1 else "Step time",
+    [charts.Series(name, steps, values) for name, values in columns.items()],
+    unit="seconds",
+    x_range=x_range,
+  )
+
+
+def _by_phase(
+  lines: Sequence[Mapping[str, Any]],
+) -> tuple[list[Mapping[str, Any]], dict[str, list[float]]]:
+  """Lines of steps that say how long they took, and seconds of each by phase.
+
+  The longest phase comes first; last is what no phase has, "other", or without any
+  phase all of the "step".
+  """
+  timed = [line for line in lines if isinstance(line.get("time/step_s"), int | float)]
+  phases = dict.fromkeys(
+    key for line in timed for key in line if key.startswith("time/")
+  )
   columns = {
     phase.removeprefix("time/").removesuffix("_s"): [
       0.0 if line.get(phase) is None else line[phase] for line in timed
     ]
     for phase in phases
+    if phase != "time/step_s"
   }
   rest = [
     max(0.0, line["time/step_s"] - sum(column[i] for column in columns.values()))
     for i, line in enumerate(timed)
   ]
-  layers = sorted(columns.items(), key=lambda item: -sum(item[1]))
-  layers.append(("other" if columns else "step", rest))
-  return charts.stack(
-    "Step time by phase" if columns else "Step time",
-    [charts.Series(name, steps, values) for name, values in layers],
-    unit="seconds",
-    x_range=x_range,
-  )
+  columns = dict(sorted(columns.items(), key=lambda item: -sum(item[1])))
+  return timed, columns | {"other" if columns else "step": rest}
+
+
+def times(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+  """Rows of the table of a step's time: its phases, and "step" for all of it.
+
+  Seconds, speed and share of the limit are medians over the steps, "share" is of all
+  their time. The first step, which compiles, is left out where there are others.
+  """
+  timed, columns = _by_phase(lines)
+  first = len(timed) > 1
+  timed = timed[first:]
+  if not timed:
+    return []
+  columns = {name: values[first:] for name, values in columns.items()}
+  columns["step"] = [line["time/step_s"] for line in timed]
+  total = sum(columns["step"])
+
+  def median(key: str) -> float | None:
+    _, values = series(timed, key)
+    return statistics.median(values) if values else None
+
+  return [
+    {
+      "phase": name,
+      "seconds": statistics.median(values),
+      "share": sum(values) / max(total, 1e-9),
+      "tokens_per_s": median(f"{name}/tokens_per_s_per_device"),
+      "share_of_limit": median(f"{name}/share_of_limit"),
+      "idle_share": median(f"{name}/idle_share"),
+    }
+    for name, values in columns.items()
+  ]

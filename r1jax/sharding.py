@@ -94,6 +94,16 @@ class Partition:
       return array
     return jax.lax.with_sharding_constraint(array, self.sharding(*axes))
 
+  def constrain_fitting(
+    self, array: jax.Array, axes: tuple[str | None, ...]
+  ) -> jax.Array:
+    """Pins those dimensions that their mesh axes divide."""
+    fitting = (
+      axis if axis is not None and size % self.size(axis) == 0 else None
+      for size, axis in zip(array.shape, axes, strict=True)
+    )
+    return self.constrain(array, tuple(fitting))
+
   def size(self, axis: str) -> int:
     """Number of slices of a logical axis."""
     if self.mesh is None:

@@ -35,7 +35,16 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict, config_flags
 from rich.console import Console
 
-from r1jax import __version__, checkpoints, metrics, report, sharding, terminal, trees
+from r1jax import (
+  __version__,
+  checkpoints,
+  metrics,
+  optim,
+  report,
+  sharding,
+  terminal,
+  trees,
+)
 from r1jax.errors import InputError
 from r1jax.models import parameters
 from r1jax.sharding import TRAIN_RULES, Partition
@@ -43,6 +52,7 @@ from r1jax.stages import setup
 from r1jax.stages.lineage import begin, is_done
 from r1jax.stages.run import Run, Stopped
 from r1jax.stages.trainable import Trainable
+from r1jax.training import state as states
 from r1jax.watchdog import PhaseClock, Watchdog
 
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy", "ml-collections")
@@ -141,6 +151,7 @@ def train(
       console=console,
       checkpoint=plain["checkpoint"],
       on_change=plain["on_change"],
+      profile_steps=_profile_steps(plain, stages),
       sample_every=log["sample_every"],
       stop_asked=stop,
     )
@@ -181,6 +192,8 @@ def train(
         with watchdog.phase("prepare"), setup.keys_of(name, plain):
           prepare, _ = setup.STAGES[stages[name]["kind"]]
           prepared[name] = prepare(run, name, stages[name])
+      if left:
+        run.say(str(run.machine))
       for name in left:
         begin(run, name, made_from[name])
         with watchdog.phase(name), setup.keys_of(name, plain):
@@ -238,6 +251,19 @@ def _folder(workdir: str) -> Path:
   return folder
 
 
+def _profile_steps(
+  config: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any]]
+) -> tuple[int, ...]:
+  steps = tuple(config["profile"]["steps"])
+  last = max(settings["num_steps"] for settings in stages.values())
+  for step in steps:
+    if not isinstance(step, int) or not 1 <= step <= last:
+      raise InputError(
+        f"config.profile.steps={steps}: must be numbers of steps, 1 to {last}"
+      )
+  return steps
+
+
 def _refuse_other_stages(folder: Path, stages: Mapping[str, Any]) -> None:
   kept = folder / "checkpoints"
   others = {path.name for path in kept.iterdir()} if kept.is_dir() else set()
@@ -271,24 +297,31 @@ def _made_from(
 def _bytes_per_device(
   run: Run, config: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any]]
 ) -> int:
-  """Of the largest stage: what is trained, two moments and, where it has one, the
-  reference; and what is frozen."""
+  """Of the largest stage: what is trained, the optimizer's state and, where it has one,
+  the reference; and what is frozen."""
 
-  def size(specs: Any, dtype: Any) -> int:
-    shardings = run.partition.of_specs(specs)
-    shapes = jax.tree.leaves(parameters.abstract(specs, dtype, shardings))
-    items = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in shapes)
-    return items * np.dtype(dtype).itemsize
+  def size(tree: Any) -> int:
+    return sum(
+      math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+      for leaf in jax.tree.leaves(tree)
+      if leaf.sharding.memory_kind != optim.HOST_MEMORY
+    )
 
   model = parameters.param_specs(run.model)
   largest = 0
   for name, settings in stages.items():
     with setup.keys_of(name, config):
       trainable = Trainable.of(run, settings)
-      trained = size(trainable.specs, np.float32)
+      optimizer, _ = trainable.optimizer(settings["optim"])
+      state = states.abstract_state(
+        trainable.specs, optimizer, run.partition, np.float32
+      )
     has_reference = settings["kind"] == "grpo" and settings["loss"]["kl_coef"] != 0
-    frozen = 0 if trainable.lora is None else size(model, run.compute_dtype)
-    largest = max(largest, trained * (3 + has_reference) + frozen)
+    num_bytes = size(state) + has_reference * size(state.params)
+    if trainable.lora is not None:
+      held = run.partition.of_specs(model)
+      num_bytes += size(parameters.abstract(model, run.compute_dtype, held))
+    largest = max(largest, num_bytes)
   return largest
 
 

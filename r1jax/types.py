@@ -63,14 +63,20 @@ class ParamSpec:
 class TokenRows:
   """Packed rows: several sequences lie one behind another in a row of L tokens.
 
+  A prompt may lie there once, with several of its completions behind it: it is then a
+  segment of all its tokens but the last, and the segment of each completion begins with
+  a copy of that one. Anywhere the state at l - 1 predicts a masked token l.
+
   Attributes:
     tokens_BL: int32 ids.
-    positions_BL: int32, restart at 0 with every sequence.
-    segments_BL: int32, 0 is padding, 1.. number the sequences of a row.
-    mask_BL: float32, 1 on tokens that may be trained on (never a sequence's first).
-    length_BL: float32, the number of masked tokens of the sequence a token is in.
+    positions_BL: int32, in the sequence: from 0, or on from a shared prompt.
+    segments_BL: int32, 0 is padding, 1.. number the segments of a row.
+    mask_BL: float32, 1 on tokens that may be trained on (never a segment's first).
+    length_BL: float32, the number of masked tokens of the segment a token is in.
     experts_BLZK: int32, the experts that each token goes through (-1: those with the
       best scores), or None, which is -1 everywhere.
+    parents_BL: int32, the segment that a token's own continues, which lies before it in
+      the row; its own where there is none. None is that everywhere.
   """
 
   tokens_BL: Array
@@ -79,6 +85,7 @@ class TokenRows:
   mask_BL: Array
   length_BL: Array
   experts_BLZK: Array | None = None
+  parents_BL: Array | None = None
 
 
 @struct.dataclass
@@ -91,9 +98,13 @@ class Rollout:
       truncation), 0 at and after `length_B`.
     length_B: int32, drawn tokens including the stop token.
     stopped_B: bool, True where a stop token ended the row, False where the limit did.
+    done_B: bool, False where the rollout ended before the row did.
+    key_BX: uint32, key data that the draws of each row derive from.
     counts: int32 scalars: prefill_tokens, decode_tokens, steps, slot_steps,
-      idle_slot_steps.
+      idle_slot_steps, drafted_tokens, and accepted_tokens, which are those drafted that
+      were drawn too.
     weights_checksum: uint32 scalar of the weights that drew (see `trees.checksum`).
+    plain_logp_BT: as `logp_BT`, under softmax(logits); None where not asked for.
     prompt_experts_QPZK: int32, experts that the tokens of each prompt but its last went
       through; None where they were not recorded.
     experts_BTZK: the same, of the prompt's last token and all drawn ones but the last.
@@ -103,8 +114,11 @@ class Rollout:
   logp_BT: Array
   length_B: Array
   stopped_B: Array
+  done_B: Array
+  key_BX: Array
   counts: dict[str, Array]
   weights_checksum: Array
+  plain_logp_BT: Array | None = None
   prompt_experts_QPZK: Array | None = None
   experts_BTZK: Array | None = None
 

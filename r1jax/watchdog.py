@@ -1,6 +1,5 @@
 """Which phase a run is in, for how long, and a word when that is too long."""
 
-import collections
 import contextlib
 import faulthandler
 import json
@@ -129,7 +128,11 @@ class Watchdog:
 
 
 class PhaseClock:
-  """Seconds spent by phase: `with clock("rollout"): ...`, then `take()`.
+  """The host's seconds by phase: `with clock("rollout"): ...`, then `take()`.
+
+  A phase that begins within another stops the clock of that one, so that no second
+  counts twice. Devices work on after their programs have been started: their time is in
+  the phase in which the host waits for them.
 
   Args:
     watchdog: told of each phase as well.
@@ -137,25 +140,38 @@ class PhaseClock:
 
   def __init__(self, watchdog: Watchdog | None = None):
     self._watchdog = watchdog
-    self._seconds: dict[str, float] = collections.defaultdict(float)
+    self._seconds: dict[str, float] = {}
+    self._open: list[str] = []
+    self._since = 0.0
 
   @contextlib.contextmanager
-  def __call__(self, name: str) -> Iterator[None]:
+  def __call__(self, name: str, *, shown: str = "") -> Iterator[None]:
+    """Counts for `name`; the watchdog sees `shown` where that is given."""
     watched = contextlib.nullcontext()
     if self._watchdog is not None:
-      watched = self._watchdog.phase(name)
-    start = time.perf_counter()
+      watched = self._watchdog.phase(shown or name)
+    self._count()
+    self._open.append(name)
     try:
       with watched:
         yield
     finally:
-      self._seconds[name] += time.perf_counter() - start
+      self._count()
+      self._open.pop()
 
-  def seconds(self, name: str) -> float:
-    """Seconds in a phase since the last `take`."""
-    return self._seconds[name]
+  def _count(self) -> None:
+    """Gives the phase that is open the time since the last call."""
+    now = time.perf_counter()
+    if self._open:
+      name = self._open[-1]
+      self._seconds[name] = self._seconds.get(name, 0.0) + now - self._since
+    self._since = now
 
   def take(self) -> dict[str, float]:
-    """{"time/<phase>_s": seconds} since the last call; phases of one name add up."""
-    seconds, self._seconds = self._seconds, collections.defaultdict(float)
+    """{"time/<phase>_s": seconds} since the last call; phases of one name add up.
+
+    May be called within a phase, which then begins anew.
+    """
+    self._count()
+    seconds, self._seconds = self._seconds, {}
     return {f"time/{name}_s": value for name, value in seconds.items()}

@@ -18,7 +18,7 @@ ROWS = (
   (
     "apart",
     {"training", "sampling", "checkpoints"}
-    | {"weights", "evals", "terminal", "watchdog"},
+    | {"weights", "evals", "terminal", "watchdog", "limits"},
   ),
   ("apart", {"models", "data", "rewards", "objectives", "optim", "metrics"}),
   ("apart", {"sharding"}),

@@ -1,6 +1,7 @@
 """Every optimizer setting changes what it says, and nothing else."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +9,14 @@ import numpy as np
 import optax
 import pytest
 
-from r1jax import trees
+from r1jax import optim, trees
 from r1jax.errors import InputError
-from r1jax.optim import grad_norm, make_optimizer, make_schedule
+from r1jax.models import parameters
+from r1jax.models.presets import PRESETS
+from r1jax.optim import KINDS, grad_norm, make_optimizer, make_schedule
+from r1jax.stages.trainable import matrices
+
+MATRICES = {"embed": (0, 1), "layers/attn/q": (1, 1), "head": (0, 1)}
 
 
 def params():
@@ -34,7 +40,7 @@ def grads(step):
 
 def run(num_steps=3, **settings):
   """Parameters after some steps on fixed gradients, by path."""
-  transform, _ = make_optimizer(**{"learning_rate": 1e-2} | settings)
+  transform, _ = make_optimizer(MATRICES, **{"learning_rate": 1e-2} | settings)
   tree = params()
   state = transform.init(tree)
   update = jax.jit(transform.update)
@@ -53,6 +59,9 @@ def plain():
   "settings",
   [
     {"learning_rate": 2e-2},
+    {"kind": "adafactor"},
+    {"kind": "muon"},
+    {"moment_dtype": "bfloat16"},
     {"schedule": "linear", "total_steps": 5},
     {"schedule": "cosine", "total_steps": 5},
     {"schedule": "linear", "total_steps": 9},
@@ -86,6 +95,137 @@ def test_against_adamw_of_optax():
   got = run(warmup_steps=2, weight_decay=0.1, no_decay=(), grad_clip=None)
   for path, want in trees.flatten(tree).items():
     np.testing.assert_allclose(got[path], want, rtol=1e-6)
+
+
+def reach(kind, **settings):
+  """Losses of fitting a product of two matrices, the first of two layers."""
+  rng = np.random.default_rng(0)
+
+  def draw(*shape):
+    return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+  x, y = draw(32, 8), draw(32, 4)
+  tree = {"layers": {"w": 0.3 * draw(2, 8, 8)}, "head": 0.3 * draw(8, 4)}
+  transform, _ = make_optimizer(
+    {"layers/w": (1, 1), "head": (0, 1)}, kind=kind, learning_rate=3e-2, **settings
+  )
+
+  def loss(tree):
+    first, second = tree["layers"]["w"]
+    return jnp.mean((jnp.tanh(jnp.tanh(x @ first) @ second) @ tree["head"] - y) ** 2)
+
+  @jax.jit
+  def step(tree, state):
+    value, grads = jax.value_and_grad(loss)(tree)
+    change, state = transform.update(grads, state, tree)
+    return optax.apply_updates(tree, change), state, value
+
+  state, losses = transform.init(tree), []
+  for _ in range(40):
+    tree, state, value = step(tree, state)
+    losses.append(float(value))
+  return losses
+
+
+class TestKinds:
+  @pytest.mark.parametrize("kind", KINDS)
+  @pytest.mark.parametrize("moment_dtype", optim.MOMENT_DTYPES)
+  def test_the_loss_falls(self, kind, moment_dtype):
+    losses = reach(kind, moment_dtype=moment_dtype)
+    assert losses[-1] < 0.6 * losses[0]
+
+  def test_bytes_are_those_of_the_table(self):
+    specs = parameters.param_specs(PRESETS["smollm2-135m"])
+    abstract = parameters.abstract(specs, jnp.float32)
+    pattern = r"(adamw|muon|adafactor)(, b1=0)? +(\S+) +(\S+)$"
+    rows = re.findall(pattern, optim.__doc__, re.MULTILINE)
+    assert len(rows) == 4
+    for kind, no_momentum, *said in rows:
+      for moment_dtype, per_parameter in zip(optim.MOMENT_DTYPES, said, strict=True):
+        transform, _ = make_optimizer(
+          matrices(specs),
+          kind=kind,
+          moment_dtype=moment_dtype,
+          learning_rate=1.0,
+          b1=0.0 if no_momentum else 0.9,
+        )
+        held = trees.num_bytes(jax.eval_shape(transform.init, abstract))
+        assert f"{held / trees.count(abstract):.2f}" == per_parameter
+
+  @pytest.mark.parametrize("kind", ["adafactor", "muon"])
+  def test_each_layer_steps_as_if_it_were_alone(self, kind):
+    tree, step = {"w": jnp.zeros((3, 4, 6))}, jnp.asarray
+    grads = np.random.default_rng(0).normal(size=(2, 3, 4, 6)).astype(np.float32)
+
+    def change(tree, stacked, pick):
+      transform, _ = make_optimizer(
+        {"w": stacked}, kind=kind, learning_rate=1.0, grad_clip=None
+      )
+      state = transform.init(tree)
+      for grad in grads:
+        got, state = transform.update({"w": step(pick(grad))}, state, tree)
+      return got["w"]
+
+    both = change(tree, (1, 1), lambda grad: grad)
+    for layer in range(3):
+      one = {"w": tree["w"][layer : layer + 1]}
+      alone = change(one, (1, 1), lambda grad, at=layer: grad[at : at + 1])
+      np.testing.assert_allclose(both[layer], alone[0], rtol=2e-4, atol=1e-5)
+
+  def test_muon_turns_all_directions_into_equal_ones(self):
+    """Singular values near 0.2 times the root of the longer side, heads joined."""
+    rng = np.random.default_rng(0)
+    steep = rng.normal(size=(2, 6, 2, 5)) * np.geomspace(1, 100, 6)[:, None, None]
+    transform, _ = make_optimizer(
+      {"w": (1, 1)}, kind="muon", learning_rate=1.0, grad_clip=None
+    )
+    tree = {"w": jnp.zeros((2, 6, 2, 5))}
+    grads = {"w": jnp.asarray(steep, jnp.float32)}
+    got, _ = transform.update(grads, transform.init(tree), tree)
+    for layer in np.asarray(got["w"]).reshape(2, 6, 10):
+      sizes = np.linalg.svd(layer, compute_uv=False) / (0.2 * 10**0.5)
+      assert sizes.min() > 0.5 and sizes.max() < 1.5
+
+  def test_factored_moments_are_those_of_optax_for_one_matrix(self):
+    ours = optim.scale_by_factored_rms({"w": (0, 1)}, b2=0.99, eps=1e-15)
+    theirs = optax.scale_by_factored_rms(min_dim_size_to_factor=2, epsilon=1e-30)
+    tree = {"w": jnp.zeros((4, 6))}
+    states = [ours.init(tree), theirs.init(tree)]
+    for step in range(3):
+      drawn = np.random.default_rng(step).normal(size=(4, 6))
+      grads = {"w": jnp.asarray(drawn, jnp.float32)}
+      (got, states[0]), (want, states[1]) = (
+        transform.update(grads, state, tree)
+        for transform, state in zip((ours, theirs), states, strict=True)
+      )
+      np.testing.assert_allclose(got["w"], want["w"], rtol=1e-5)
+
+  def test_a_second_moment_in_bfloat16_could_not_fall(self):
+    """Why it is float32 whatever `moment_dtype` says."""
+    numbers = jnp.geomspace(1e-20, 1.0, 1000, dtype=jnp.bfloat16)
+    np.testing.assert_array_equal(
+      (0.999 * numbers.astype(float)).astype("bfloat16"), numbers
+    )
+    transform, _ = make_optimizer(learning_rate=1.0, moment_dtype="bfloat16")
+    state = jax.eval_shape(transform.init, params())
+    dtypes = [leaf.dtype for leaf in jax.tree.leaves(state) if leaf.ndim]
+    assert sorted(set(map(str, dtypes))) == ["bfloat16", "float32"]
+    assert dtypes.count(jnp.bfloat16) == dtypes.count(jnp.float32)
+
+  @pytest.mark.parametrize("kind", KINDS)
+  def test_frozen_and_decay_go_with_each(self, kind):
+    start = trees.flatten(params())
+    got = run(kind=kind, frozen=("embed", "layers/.*"), weight_decay=0.1)
+    moved = {path for path in got if not np.array_equal(got[path], start[path])}
+    assert moved == {"head", "final_norm"}
+    without = run(kind=kind, frozen=("embed", "layers/.*"))
+    differ = {path for path in got if not np.array_equal(got[path], without[path])}
+    assert differ == {"head"}
+
+  def test_offloading_needs_a_memory_to_go_to(self, monkeypatch):
+    monkeypatch.setattr(optim, "HOST_MEMORY", "attic")
+    with pytest.raises(InputError, match=r"optim\.offload=True: .* no memory 'attic'"):
+      make_optimizer(learning_rate=1.0, offload=True)
 
 
 class TestDecay:
@@ -204,6 +344,8 @@ class TestSchedule:
     ({"schedule": "cosin"}, r"schedule='cosin'.*did you mean 'cosine'"),
     ({"schedule": "cosine"}, r"total_steps=None.*more than warmup_steps=0"),
     ({"schedule": "linear", "total_steps": 5, "warmup_steps": 5}, r"total_steps=5"),
+    ({"kind": "muon2"}, r"kind='muon2'.*did you mean 'muon'"),
+    ({"moment_dtype": "float16"}, r"moment_dtype='float16'"),
     ({"learning_rate": -1.0}, r"learning_rate=-1\.0"),
     ({"warmup_steps": -1}, r"warmup_steps=-1"),
     ({"final_fraction": 1.5}, r"final_fraction=1\.5"),

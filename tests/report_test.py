@@ -58,12 +58,36 @@ def test_the_page_tells_the_result_in_numbers(tmp_path):
     *("Response length", "Answers cut off", "Groups without a signal", "Entropy"),
     *("KL to the reference", "Clipped tokens", "Log-prob gap", "Policy loss"),
     *("Gradient norm", "Learning rate", "Speed", "Step time by phase"),
+    *("Share of the machine&#39;s limit", "Idle slots"),
     *("Cross-entropy", "rollout/idle_slot_steps", "pack/waste"),
   ):
     assert f'<span class="title">{title}</span>' in path.read_text(), title
   assert "python -m r1jax.train --config=configs/quickstart.py" in text
   assert "zero.optim.lr 0.0003" in text
   assert "f40eab2c0ffee" in text and "jax 0.10.2" in text
+
+
+def test_the_time_of_a_step_is_a_table(tmp_path):
+  """Medians without the step that compiles; what no phase has is a row of its own."""
+
+  def line(step, seconds, **more):
+    whole = {"step": step, "time/step_s": seconds, "time/rollout_s": seconds / 2}
+    return whole | {"time/update_s": seconds / 4} | more
+
+  fast = {"rollout/tokens_per_s_per_device": 1234.0, "rollout/idle_share": 0.25}
+  lines = [line(1, 60.0), line(2, 2.0, **fast), line(3, 4.0), line(4, 2.0)]
+  lines[2] |= {"time/save_s": 0.4, "update/share_of_limit": 0.375}
+  path = report.write_report(lines_to(tmp_path / "run", lines))
+  for row in (
+    "rollout 1 50.0 % 1,234 – 25.0 %",
+    "update 0.5 25.0 % – 37.5 % –",
+    "save 0 5.0 % – – –",
+    "other 0.5 20.0 % – – –",
+    "step 2 100.0 % – – –",
+  ):
+    assert row in text_of(path)
+  bare = report.write_report(lines_to(tmp_path / "bare", [{"step": 1, "x": 1}]))
+  assert "Time of a step" not in bare.read_text()
 
 
 @pytest.mark.parametrize(

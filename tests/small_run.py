@@ -6,6 +6,8 @@ It learns nothing. Every kind of event happens more than once: evaluations, save
 refresh of the reference; answers have many lengths.
 """
 
+import re
+
 from ml_collections import ConfigDict
 
 from configs import common
@@ -63,8 +65,8 @@ def chains(split, *, size):
 
 def numbers(workdir):
   """Lines of metrics without what depends on the clock and on this start."""
-  own = ("time", "compile/count")
+  own = re.compile("time|compile/count|.*(tokens_per_s|share_of_limit)")
   return [
-    {k: v for k, v in line.items() if not k.startswith(own) and "tokens_per_s" not in k}
+    {key: value for key, value in line.items() if not own.match(key)}
     for line in metrics.read(workdir)
   ]

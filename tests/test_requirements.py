@@ -53,6 +53,9 @@ REQUIREMENTS = {
       "models/transformer_test.py::test_padding_and_batch_mates_change_nothing",
       "models/transformer_test.py::test_segments_isolate_packed_sequences",
       "models/transformer_test.py::test_shared_prompts_and_own_parts_are_one_forward",
+      "data/packing_test.py::test_any_groups_see_their_own_sequence_and_nothing_else",
+      "training/logprobs_test.py::test_a_shared_prompt_is_a_prompt_before_each_answer",
+      "training/logprobs_test.py::test_any_packing_gives_the_same_scores",
     ),
   ),
   5: Requirement(
@@ -120,6 +123,8 @@ REQUIREMENTS = {
     (
       "training/logprobs_test.py"
       "::test_memory_does_not_grow_with_tokens_times_vocabulary",
+      "training/logprobs_test.py"
+      "::test_only_masked_tokens_go_through_the_vocabulary",
       "multidevice/meshes_test.py::test_the_work_is_split",
     ),
   ),

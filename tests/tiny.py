@@ -13,7 +13,7 @@ from r1jax.models import parameters
 from r1jax.models.config import Experts, Latent, Llama3Rope, ModelConfig, YarnRope
 from r1jax.objectives.grpo import grpo
 from r1jax.objectives.sft import cross_entropy
-from r1jax.sampling import decode
+from r1jax.sampling import decode, logits
 from r1jax.training.logprobs import token_logprobs
 from r1jax.types import Experience, Mean, ParamSpec, TokenRows
 
@@ -136,18 +136,36 @@ def plain_distribution(logits, *, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0
 
 
 @functools.cache
-def generator(c: ModelConfig, **settings):
+def generator(c: ModelConfig, *, stop_ids: tuple[int, ...] = (), **plan):
   """(params, prompts, controls, key) -> Rollout, compiled once per process."""
-  return jax.jit(functools.partial(decode.generate, c, **settings))
+
+  def generate(params, prompts, controls, key):
+    controls = stopping(controls, stop_ids)
+    return decode.generate(c, params, prompts, controls, key, decode.Plan(**plan))
+
+  return jax.jit(generate)
+
+
+def stopping(controls: logits.Controls, stop_ids: tuple[int, ...]) -> logits.Controls:
+  """With these stop ids in every row."""
+  same = logits.controls(len(controls.temperature), max_tokens=1, stop_ids=stop_ids)
+  return controls.replace(stop_ids_SN=same.stop_ids_SN)
 
 
 def experience(c: ModelConfig, num_rows: int = 8, row_length: int = 30) -> Experience:
-  """Packed rows whose numbers of sequences and of trained tokens differ."""
+  """Packed rows whose numbers of sequences and of trained tokens differ; some sequences
+  lie behind what they begin with in common."""
   rng = np.random.default_rng(0)
-  lengths = rng.integers(2, 12, 5 * num_rows)
+  lengths = rng.integers(2, 12, 6 * num_rows)
   sequences = [rng.integers(0, c.vocab, n) for n in lengths]
   first = [int(rng.integers(1, n + 1)) for n in lengths]
-  pack = packing.pack(sequences, first, row_length=row_length)
+  groups = []
+  for i in range(0, len(sequences), 3):
+    shared = int(rng.integers(0, lengths[i : i + 3].min()))
+    groups.append(packing.Group([i, i + 1, i + 2], shared))
+    for other in sequences[i + 1 : i + 3]:
+      other[:shared] = sequences[i][:shared]
+  pack = packing.pack(sequences, first, row_length=row_length, groups=groups)
   rows = jax.tree.map(lambda leaf: leaf[:num_rows], pack.rows)
   assert len(rows.tokens_BL) == num_rows
   assert len(set(rows.mask_BL.sum(1))) > num_rows // 2
@@ -156,11 +174,13 @@ def experience(c: ModelConfig, num_rows: int = 8, row_length: int = 30) -> Exper
   return Experience(rows, noise[1], old, old + 0.1 * noise[2], old + 0.3 * noise[3])
 
 
-def grpo_loss(c: ModelConfig, params, e: Experience, partition=sharding.LOCAL):
+def grpo_loss(
+  c: ModelConfig, params, e: Experience, partition=sharding.LOCAL, remat="none"
+):
   """(loss sum, metrics) of the published objective; cross-entropy among the metrics."""
   rows = e.rows
   scores = token_logprobs(
-    c, params, rows, temperature=0.9, chunk=32, partition=partition
+    c, params, rows, temperature=0.9, chunk=32, remat=remat, partition=partition
   )
   loss, _, metrics = grpo(
     scores.logp_BL,

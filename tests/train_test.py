@@ -23,6 +23,8 @@ STEP = {
   *("reward/total", "reward/accuracy", "reward/format", "group/solved_all"),
   *("group/solved_none", "rollout/length_mean", "rollout/truncated"),
   *("rollout/tokens_per_s", "rollout/idle_slot_steps", "loss/policy", "loss/kl"),
+  *("rollout/tokens_per_s_per_device", "rollout/share_of_limit", "rollout/idle_share"),
+  *("update/tokens_per_s", "update/tokens_per_s_per_device", "update/share_of_limit"),
   *("policy/entropy", "policy/clip_fraction", "policy/logp_gap_mean"),
   *("policy/logp_gap_max", "optim/grad_norm", "optim/lr", "time/step_s"),
   *("time/rollout_s", "time/reward_s", "time/score_s", "time/update_s"),
@@ -148,6 +150,13 @@ def test_verifier_that_cannot_judge_the_data(config, tmp_path):
 def test_mesh_that_does_not_fit(config, tmp_path):
   config.mesh.fsdp = 3
   assert re.search(r"'fsdp': 3.*change config\.mesh", refusal(config, tmp_path))
+
+
+def test_steps_to_trace_that_there_are_not(config, tmp_path):
+  config.profile.steps = (2, 6)
+  assert refusal(config, tmp_path) == (
+    "config.profile.steps=(2, 6): must be numbers of steps, 1 to 5"
+  )
 
 
 def test_keys_are_named_where_the_config_has_them(config, tmp_path):

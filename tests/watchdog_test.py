@@ -75,13 +75,26 @@ def test_a_folder_that_refuses_does_not_stop_the_watch(tmp_path):
 
 def test_clock_adds_up_phases_and_starts_again(tmp_path):
   clock = PhaseClock(Watchdog(tmp_path, limit_s=None))
+  began = time.perf_counter()
   for _ in range(2):
-    with clock("step"), clock("rollout"):
+    with clock("rollout"):
       time.sleep(0.05)
+      with clock("update", shown="waits for the update"):
+        time.sleep(0.1)
+  passed = time.perf_counter() - began
   taken = clock.take()
-  assert taken.keys() == {"time/step_s", "time/rollout_s"}
-  assert 0.1 <= taken["time/rollout_s"] <= taken["time/step_s"] < 2.0
+  assert taken.keys() == {"time/rollout_s", "time/update_s"}
+  assert taken["time/rollout_s"] >= 0.1 and taken["time/update_s"] >= 0.2
+  assert sum(taken.values()) <= passed
   assert clock.take() == {}
+
+
+def test_clock_may_be_taken_within_a_phase():
+  clock = PhaseClock()
+  with clock("rollout"):
+    time.sleep(0.05)
+    assert clock.take()["time/rollout_s"] >= 0.05
+  assert clock.take()["time/rollout_s"] < 0.05
 
 
 def test_clock_counts_a_phase_that_raises():

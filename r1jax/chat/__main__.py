@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from r1jax import sharding, terminal
+from r1jax import sharding, terminal, trees
 from r1jax.chat.conversation import COMMANDS, Conversation, Settings
 from r1jax.data import templates
 from r1jax.data.tokenizer import Tokenizer, load_tokenizer
@@ -119,7 +119,22 @@ def load(
     params = jax.tree.map(
       lambda leaf, at: jax.device_put(leaf.astype(dtype), at), source.load(), shardings
     )
-  return c, params, tokenizer, partition
+  return c, _by_layer(params), tokenizer, partition
+
+
+def _by_layer(params: dict) -> dict:
+  """`parameters.unstacked`, in which one leaf at a time lies twice."""
+  waiting, done = trees.flatten(params), {}
+  params.clear()
+  while waiting:
+    path, leaf = waiting.popitem()
+    stack, _, rest = path.partition("/")
+    if stack in parameters.STACKS:
+      done |= {f"{stack}/{z}/{rest}": leaf[z] for z in range(len(leaf))}
+      jax.block_until_ready(list(done.values()))
+    else:
+      done[path] = leaf
+  return trees.unflatten(done)
 
 
 def print_resolved(

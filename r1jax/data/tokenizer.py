@@ -83,6 +83,26 @@ class Tokenizer(abc.ABC):
   def save(self, folder: str | os.PathLike) -> None:
     """Writes files from which `load_tokenizer(folder)` makes an equal tokenizer."""
 
+  def token_bytes(self, token_id: int) -> bytes:
+    """What an id adds to a text in UTF-8, which may be a part of a character.
+
+    Control tokens add nothing, nor do ids at or past `vocab_size`. Where `encode` puts
+    a space in front of a stretch of text (Llama 2), the space is in the bytes of the
+    first token, though `decode` leaves it out: which token is first is not known here.
+
+    Raises:
+      InputError: a tokenizer.json that decodes in a way not known here.
+    """
+    if not 0 <= token_id < self.vocab_size:
+      return b""
+    piece = self.pieces[token_id]
+    if piece in self.added:
+      return b"" if self.added[piece] else piece.encode()
+    return self._piece_bytes(piece)
+
+  @abc.abstractmethod
+  def _piece_bytes(self, piece: str) -> bytes: ...
+
   def id_of(self, piece: str) -> int:
     """The id of a piece as stored. Raises InputError where there is none."""
     if piece not in self._ids:
@@ -202,6 +222,14 @@ class SentencePieceTokenizer(Tokenizer):
         texts.append(self.pieces[i])
     return "".join([*texts, self._sp.decode(run)])
 
+  def _piece_bytes(self, piece: str) -> bytes:
+    token_id = self._ids[piece]
+    if self._sp.is_unknown(token_id):
+      return self._sp.decode([token_id]).encode()
+    if self._sp.is_byte(token_id):
+      return _spelled_byte(piece)
+    return piece.replace("\u2581", " ").encode()
+
   def save(self, folder: str | os.PathLike) -> None:
     folder = pathlib.Path(folder)
     _write(folder / "tokenizer.model", self._model)
@@ -237,10 +265,50 @@ class HuggingFaceTokenizer(Tokenizer):
   def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
     return self._backend.decode([int(i) for i in ids], skip_special_tokens=skip_special)
 
+  def _piece_bytes(self, piece: str) -> bytes:
+    if self._byte_of is not None:
+      if not self._byte_of.keys() >= set(piece):
+        return piece.encode()  # as the library does
+      return bytes(self._byte_of[character] for character in piece)
+    if _BYTE_PIECE.fullmatch(piece):
+      return _spelled_byte(piece)
+    return piece.replace("\u2581", " ").encode()
+
+  @functools.cached_property
+  def _byte_of(self) -> dict[str, int] | None:
+    """Bytes as a byte-level vocabulary spells them, None for one with U+2581."""
+    decoder = json.loads(self._backend.to_str())["decoder"] or {"type": "none"}
+    parts = decoder.get("decoders", [decoder])
+    kinds = {part["type"] for part in parts}
+    if kinds == {"ByteLevel"}:
+      # Printable bytes stand for themselves, the others are moved up in order.
+      alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+      moved = sorted(set(range(256)) - set(map(ord, alphabet)))
+      own = [ord(character) for character in alphabet if ord(character) < 256]
+      return dict(zip(alphabet, own + moved, strict=True))
+    spaces = [
+      part.get("replacement", part.get("pattern", {}).get("String"))
+      for part in parts
+      if part["type"] in ("Replace", "Metaspace")
+    ]
+    others = kinds - {"Replace", "Metaspace", "ByteFallback", "Fuse", "Strip"}
+    if spaces == ["\u2581"] and not others:
+      return None
+    raise InputError(
+      f"the bytes of a token are not known for this tokenizer.json, whose decoder is "
+      f"{decoder}; known are ByteLevel, and U+2581 for spaces with or without "
+      "ByteFallback. Stop strings need them: set stop_strings to none"
+    )
+
   def save(self, folder: str | os.PathLike) -> None:
     folder = pathlib.Path(folder)
     _write(folder / "tokenizer.json", self._backend.to_str().encode())
     self._save_beside(folder, tokenizer_class="PreTrainedTokenizerFast")
+
+
+def _spelled_byte(piece: str) -> bytes:
+  """The byte of a piece like <0x0A>."""
+  return bytes.fromhex(piece[3:5])
 
 
 def _write(path: pathlib.Path, content: bytes) -> None:

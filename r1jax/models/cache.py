@@ -1,21 +1,31 @@
 """Keys and values of tokens already seen, in two parts.
 
-Letters: Z depth, Q prompts, S slots, P prompt slots, W own slots, K kv heads, H head
-width.
+Letters: Q prompts, G samples of a prompt, B = Q * G rows, S slots, P prompt slots, W
+own columns, K kv heads, H head width.
 
-A prompt is prefilled once and read by all of its samples; what a sample writes itself
-lies in its own part. Keys are held as [..., H, W] so that a decode step's scores are
-plain matrix products over contiguous positions (twice as fast on CPU as [..., W, H]).
+A prompt is prefilled once and read by all of its samples; what a slot writes itself
+lies in its own part. Every layer has arrays of its own, and the own part is several
+arrays behind one another, since a slice of an array would be copied in every step.
 
-Of latent attention the cache holds the latent and, behind it, the rotary key: together
-the key of a single kv head. There are no values, since these lie in the latent.
+Own columns are a ring: all slots write to the same column, one further each step, and a
+slot's tokens are the last `length_S` columns. So a write is one contiguous store, and a
+slot that starts over needs no room but what the ring has.
+
+Keys are held as [..., H, W] so that a decode step's scores are plain matrix products
+over contiguous positions (twice as fast on CPU as [..., W, H]). Of latent attention the
+cache holds the latent and, behind it, the rotary key: together the key of a single kv
+head. There are no values, since these lie in the latent.
 """
+
+import itertools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 from r1jax.models.config import ModelConfig
+from r1jax.sharding import LOCAL, Partition
 
 
 @struct.dataclass
@@ -23,15 +33,18 @@ class PromptCache:
   """Read-only keys and values of Q prompts.
 
   Attributes:
-    k_ZQKHP, v_ZQKPH: keys, and values or None.
+    keys, values: of each layer [Q, K, H, P] and [Q, K, P, H], or None for values.
     length_Q: int32, valid positions of each prompt.
-    index_S: int32, the prompt that each slot continues.
+    row_S: int32, the row that each slot works on: sample `row % samples` of prompt
+      `row // samples`; B where it has none.
+    samples: G.
   """
 
-  k_ZQKHP: jax.Array
-  v_ZQKPH: jax.Array | None
+  keys: tuple[jax.Array, ...]
+  values: tuple[jax.Array | None, ...]
   length_Q: jax.Array
-  index_S: jax.Array
+  row_S: jax.Array
+  samples: int = struct.field(pytree_node=False)
 
 
 @struct.dataclass
@@ -39,24 +52,63 @@ class Cache:
   """Own part of S slots, and the prompt part they share (None while prefilling).
 
   Attributes:
-    k_ZSKHW, v_ZSKWH: keys, and values or None; position w of a slot is its w-th own
-      token.
-    length_S: int32, own tokens held by each slot. The next token is written there.
+    keys, values: of each layer, arrays [S, K, H, W_i] and [S, K, W_i, H] whose columns
+      follow one another; no values where they lie in the keys.
+    length_S: int32, own tokens held by each slot.
+    column: int32, where the next token is written, of all slots or [S].
   """
 
-  k_ZSKHW: jax.Array
-  v_ZSKWH: jax.Array | None
+  keys: tuple[tuple[jax.Array, ...], ...]
+  values: tuple[tuple[jax.Array, ...], ...]
   length_S: jax.Array
+  column: jax.Array
   prompt: PromptCache | None = None
 
+  @property
+  def windows(self) -> tuple[int, ...]:
+    """How many columns lie up to the end of each array of a layer."""
+    return tuple(itertools.accumulate(k_SKHW.shape[-1] for k_SKHW in self.keys[0]))
 
-def empty(c: ModelConfig, slots: int, capacity: int, dtype=jnp.float32) -> Cache:
-  """A cache for `slots` sequences of up to `capacity` tokens."""
+  @property
+  def num_columns(self) -> int:
+    """W, of all arrays of a layer together."""
+    return self.windows[-1]
+
+
+def empty(
+  c: ModelConfig,
+  slots: int,
+  capacity: int,
+  dtype=jnp.float32,
+  *,
+  windows: Sequence[int] | None = None,
+  further: bool = False,
+  partition: Partition = LOCAL,
+) -> Cache:
+  """A cache for `slots` sequences of up to `capacity` tokens.
+
+  Args:
+    windows: increasing, up to the capacity: how many columns may be attended to alone.
+    further: the module that predicts one token further is one more layer, the last.
+    partition: splits slots like a batch, and heads, where their number divides.
+  """
   heads, width = c.kv_heads, c.head_dim
   if c.latent is not None:
     heads, width = 1, c.latent.kv_rank + c.latent.rope_dim
-  k_ZSKHW = jnp.zeros((c.depth, slots, heads, width, capacity), dtype)
-  v_ZSKWH = None
+  ends = [capacity] if windows is None else list(windows)
+  sizes = [end - start for start, end in zip([0, *ends], ends, strict=False)]
+
+  def layer(*shapes: tuple[int, ...]) -> tuple[jax.Array, ...]:
+    return tuple(
+      partition.constrain_fitting(
+        jnp.zeros((slots, heads, *shape), dtype), ("batch", "kv_heads", None, None)
+      )
+      for shape in shapes
+    )
+
+  depth = c.depth + further
+  keys = tuple(layer(*((width, size) for size in sizes)) for _ in range(depth))
+  values = ((),) * depth
   if c.latent is None:
-    v_ZSKWH = jnp.zeros((c.depth, slots, heads, capacity, width), dtype)
-  return Cache(k_ZSKHW, v_ZSKWH, length_S=jnp.zeros((slots,), jnp.int32))
+    values = tuple(layer(*((size, width) for size in sizes)) for _ in range(depth))
+  return Cache(keys, values, jnp.zeros((slots,), jnp.int32), jnp.asarray(0, jnp.int32))

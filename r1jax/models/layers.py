@@ -4,8 +4,9 @@ Letters: B rows (or slots), L tokens, C context tokens, D width, N query heads, 
 heads, R = N / K query heads per kv head, H head width, F ffw width.
 """
 
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -68,23 +69,35 @@ def attend(q_BLKRH, k_BKHC, v_BKCH, mask_BLC, *, scale) -> tuple[jax.Array, jax.
     (out_BLKRH, logsumexp_BLKR): parts of a context are joined by `join`. Where the mask
     leaves nothing, the logsumexp is about MASKED and the output is to be ignored.
   """
-  score = jnp.einsum(
-    "blkrh,bkhc->bkrlc", q_BLKRH, k_BKHC, preferred_element_type=jnp.float32
+  # Queries that share a kv head are rows of one product.
+  b, l, k, r, h = q_BLKRH.shape
+  q_BKMH = jnp.moveaxis(q_BLKRH, 1, 3).reshape(b, k, r * l, h)
+  score_BKMC = jnp.einsum(
+    "bkmh,bkhc->bkmc", q_BKMH, k_BKHC, preferred_element_type=jnp.float32
   )
+  score = score_BKMC.reshape(b, k, r, l, -1)
   score = jnp.where(mask_BLC[:, None, None], score * scale, MASKED)
   top = jax.lax.stop_gradient(score.max(axis=-1, keepdims=True))
   weight = jnp.exp(score - top)
   total = weight.sum(axis=-1, keepdims=True)
-  out = jnp.einsum("bkrlc,bkch->blkrh", (weight / total).astype(v_BKCH.dtype), v_BKCH)
+  weight_BKMC = (weight / total).astype(v_BKCH.dtype).reshape(b, k, r * l, -1)
+  out_BKMH = jnp.einsum("bkmc,bkch->bkmh", weight_BKMC, v_BKCH)
+  out = jnp.moveaxis(out_BKMH.reshape(b, k, r, l, -1), 3, 1)
   logsumexp_BKRL = (jnp.log(total) + top)[..., 0]
   return out, jnp.moveaxis(logsumexp_BKRL, -1, 1)
 
 
-def join(first: tuple, second: tuple) -> jax.Array:
-  """One attention from two parts of a context, each (out_BLKRH, logsumexp_BLKR)."""
-  (out_a, lse_a), (out_b, lse_b) = first, second
-  share_a = jax.nn.sigmoid(lse_a - lse_b)[..., None].astype(out_a.dtype)
-  return out_a * share_a + out_b * (1 - share_a)
+def join(parts: Sequence[tuple]) -> jax.Array:
+  """One attention from parts of a context, each (out_BLKRH, logsumexp_BLKR)."""
+  if len(parts) == 1:
+    return parts[0][0]
+  top = functools.reduce(jnp.maximum, [lse for _, lse in parts])
+  weights = [jnp.exp(lse - top) for _, lse in parts]
+  total = sum(weights)
+  shares = [(weight / total)[..., None] for weight in weights]
+  return sum(
+    out * share.astype(out.dtype) for (out, _), share in zip(parts, shares, strict=True)
+  )
 
 
 def swiglu(x: jax.Array, mlp: dict, product: Callable = linear) -> jax.Array:

@@ -204,30 +204,40 @@ def _exchange(x_PD, expert_P, experts: dict, held: int, shards: int):
 
 
 def balance(
-  scores_BLE: jax.Array, per_token: int, segments_BL: jax.Array | None
+  scores_BLE: jax.Array,
+  per_token: int,
+  segments_BL: jax.Array | None,
+  parents_BL: jax.Array | None = None,
 ) -> jax.Array:
   """[B, L] of each token's sequence: sum_i f_i P_i, 1 where the load is even.
 
   DeepSeek-V3 (arXiv 2412.19437) eq. 17 to 20, without the factor alpha: f counts the
-  experts with the best scores, before bias and groups.
+  experts with the best scores, before bias and groups. A segment that continues another
+  is one sequence with it, see `types.TokenRows`.
   """
   rows, length, count = scores_BLE.shape
   best_BLK = jax.lax.top_k(jax.lax.stop_gradient(scores_BLE), per_token)[1]
   chosen_BLE = (best_BLK[..., None] == jnp.arange(count)).sum(axis=-2)
   share_BLE = scores_BLE / scores_BLE.sum(axis=-1, keepdims=True)
-  sequence_BL = jnp.arange(rows)[:, None] * (length + 1)
-  if segments_BL is not None:
-    sequence_BL = sequence_BL + segments_BL
-  sequence_T = jnp.broadcast_to(sequence_BL, (rows, length)).reshape(-1)
+
+  def numbered(segments_BL):
+    number_BL = jnp.arange(rows)[:, None] * (length + 1) + segments_BL
+    return jnp.broadcast_to(number_BL, (rows, length)).reshape(-1)
+
+  own_T = numbered(0 if segments_BL is None else segments_BL)
+  parent_T = own_T if parents_BL is None else numbered(parents_BL)
 
   def sums(values_TX):
-    return jax.ops.segment_sum(values_TX, sequence_T, rows * (length + 1))
+    """Of each token's sequence."""
+    of_segment = jax.ops.segment_sum(values_TX, own_T, rows * (length + 1))
+    before_TX = jnp.where((parent_T != own_T)[:, None], of_segment[parent_T], 0.0)
+    return of_segment[own_T] + before_TX
 
-  tokens = jnp.maximum(sums(jnp.ones((rows * length, 1), jnp.float32)), 1.0)
-  f = sums(chosen_BLE.reshape(-1, count).astype(jnp.float32)) / tokens
-  p = sums(share_BLE.reshape(-1, count)) / tokens
-  of_sequence = (f * p).sum(axis=-1) * (count / per_token)
-  return of_sequence[sequence_T].reshape(rows, length)
+  tokens_T1 = sums(jnp.ones((rows * length, 1), jnp.float32))
+  f_TE = sums(chosen_BLE.reshape(-1, count).astype(jnp.float32)) / tokens_T1
+  p_TE = sums(share_BLE.reshape(-1, count)) / tokens_T1
+  of_sequence_T = (f_TE * p_TE).sum(axis=-1) * (count / per_token)
+  return of_sequence_T.reshape(rows, length)
 
 
 def load(experts_ZBLK: jax.Array, valid_BL: jax.Array, count: int) -> jax.Array:

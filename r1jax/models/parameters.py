@@ -7,7 +7,9 @@ Layers of a kind are stacked on a leading axis: `layers`, before them `dense` wh
 first layers have no experts, and `mtp` for the module that predicts one token further.
 """
 
+import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +34,10 @@ def num_inputs(path: str) -> int:
 def num_stacked(spec: ParamSpec) -> int:
   """How many leading axes number layers and experts."""
   return sum(axis in ("layer", "expert") for axis in spec.axes)
+
+
+# Names of the stacks, in the order of computation.
+STACKS = ("dense", "layers", "mtp")
 
 
 def stacks(c: ModelConfig) -> dict[str, tuple[int, int]]:
@@ -149,6 +155,40 @@ def _experts(c: ModelConfig, z: int) -> dict:
   if e.shared:
     moe["shared"] = _swiglu(c, z, e.shared * f)
   return moe
+
+
+def unstacked(tree: dict) -> dict:
+  """A tree with each stack as {"0": its first layer, "1": ...}.
+
+  Programs that go through the layers many times read arrays of one layer each faster:
+  a slice of stacked ones is copied.
+
+  Args:
+    tree: of arrays, or of ParamSpecs.
+  """
+
+  def layers(stack: dict) -> dict:
+    leaves = jax.tree.leaves(stack, is_leaf=_is_spec)
+    return {str(z): layer_of(stack, z) for z in range(leaves[0].shape[0])}
+
+  return {name: layers(x) if name in STACKS else x for name, x in tree.items()}
+
+
+def layer_of(stack: dict, z: int) -> dict:
+  """The layer z of a stack, be it stacked or `unstacked`."""
+  if str(z) in stack:
+    return stack[str(z)]
+
+  def take(leaf: Any) -> Any:
+    if isinstance(leaf, ParamSpec):
+      return dataclasses.replace(leaf, shape=leaf.shape[1:], axes=leaf.axes[1:])
+    return leaf[z]
+
+  return jax.tree.map(take, stack, is_leaf=_is_spec)
+
+
+def _is_spec(leaf: Any) -> bool:
+  return isinstance(leaf, ParamSpec)
 
 
 def abstract_params(c: ModelConfig, dtype, shardings=None) -> dict:

@@ -14,16 +14,20 @@ import jax.numpy as jnp
 from flax import struct
 
 from r1jax.errors import one_of
-from r1jax.models import attention, layers, moe, parameters, rope
+from r1jax.models import attention, kernels, layers, moe, parameters, rope
 from r1jax.models.cache import Cache
 from r1jax.models.config import ModelConfig
 from r1jax.sharding import LOCAL, Partition
 
-# What a layer keeps for its backward pass: everything, matrix products only, nothing.
+_KEEP = jax.checkpoint_policies
+# What a layer keeps for its backward pass: everything; products with its matrices, and
+# of long rows what attention makes; nothing.
 REMAT = {
   "none": None,
-  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-  "full": jax.checkpoint_policies.nothing_saveable,
+  "dots": _KEEP.save_from_both_policies(
+    _KEEP.dots_with_no_batch_dims_saveable, _KEEP.save_only_these_names(kernels.KEPT)
+  ),
+  "full": _KEEP.nothing_saveable,
 }
 
 
@@ -47,6 +51,7 @@ def forward(
   positions_BL: jax.Array,
   *,
   segments_BL: jax.Array | None = None,
+  parents_BL: jax.Array | None = None,
   cache: Cache | None = None,
   window: int | None = None,
   replayed_ZBLK: jax.Array | None = None,
@@ -59,10 +64,13 @@ def forward(
   Args:
     positions_BL: int32, position of each token in its own sequence.
     segments_BL: without a cache, tokens attend only inside their segment.
+    parents_BL: and to the segment that theirs continues, see `types.TokenRows`.
     cache: the L tokens are appended to each slot's own part and attend to it and to the
-      slot's prompt.
-    window: attend over the first `window` own slots only; the caller knows that no live
-      slot is longer after this call. None means all of them.
+      slot's prompt. Layers are not scanned over then: a slice of stacked parameters
+      would be copied in every step, see `parameters.unstacked`.
+    window: attend to the first `window` own columns only, one of the windows that the
+      cache was made with; the caller knows that no other is in use after this call.
+      None means all of them.
     replayed_ZBLK: int32, experts that tokens go through whatever their scores; -1
       chooses.
     balance: measure how evenly each sequence uses the experts.
@@ -77,23 +85,37 @@ def forward(
   # Looked up in slices of the width, every device would gather the rows of all.
   embed_VD = partition.constrain(params["embed"], ("vocab", None))
   x_BLD = partition.constrain(embed_VD[tokens_BL], ("batch", None, None))
-  if cache is None:
-    kv, context = None, attention.among_tokens(_causal(tokens_BL, segments_BL))
-  else:
-    kv = (cache.k_ZSKHW, cache.v_ZSKWH)
+  context = attention.among_tokens(segments_BL, parents_BL, partition)
+  if cache is not None:
     context = attention.with_cache(c, cache, window)
-  layer = _layer(c, positions_BL, segments_BL, context, balance, remat, partition)
-  carry = (x_BLD, kv, 0, _no_balance(c, balance, tokens_BL))
-  experts_ZBLK = None
-  for name in parameters.stacks(c):
+  layer = _layer(
+    c, positions_BL, segments_BL, parents_BL, context, balance, remat, partition
+  )
+  carry = (x_BLD, _no_balance(c, balance, tokens_BL))
+  experts_ZBLK, written = None, []
+  for name, (first, size) in parameters.stacks(c).items():
     if name == "mtp":
       continue
     replayed = None if name == "dense" else replayed_ZBLK
-    carry, experts_ZBLK = jax.lax.scan(layer, carry, (params[name], replayed))
-  x_BLD, kv, _, balance_BL = carry
+    if cache is None:
+      inputs = (params[name], replayed, None)
+      carry, (experts_ZBLK, _) = jax.lax.scan(layer, carry, inputs)
+      continue
+    went = []
+    for z in range(size):
+      p = parameters.layer_of(params[name], z)
+      carry, (experts_BLK, held) = layer(carry, (p, None, _held(cache, first + z)))
+      written.append(held)
+      went.append(experts_BLK)
+    experts_ZBLK = None if went[0] is None else jnp.stack(went)
+  x_BLD, balance_BL = carry
   if cache is not None:
+    num_new = tokens_BL.shape[1]
     cache = cache.replace(
-      k_ZSKHW=kv[0], v_ZSKWH=kv[1], length_S=cache.length_S + tokens_BL.shape[1]
+      keys=(*[keys for keys, _ in written], *cache.keys[len(written) :]),
+      values=(*[values for _, values in written], *cache.values[len(written) :]),
+      length_S=cache.length_S + num_new,
+      column=(cache.column + num_new) % cache.num_columns,
     )
   routed = None if c.experts is None else Routed(experts_ZBLK, balance_BL)
   return layers.rms_norm(x_BLD, params["final_norm"], c.norm_eps), cache, routed
@@ -107,6 +129,7 @@ def predict_further(
   positions_BL: jax.Array,
   *,
   segments_BL: jax.Array | None = None,
+  parents_BL: jax.Array | None = None,
   balance: bool = False,
   remat: str = "none",
   partition: Partition = LOCAL,
@@ -123,49 +146,98 @@ def predict_further(
   Returns:
     (hidden_BLD, `Routed` or None).
   """
-  p = jax.tree.map(lambda leaf: leaf[0], params["mtp"])
+  p = parameters.layer_of(params["mtp"], 0)
   tokens_BL, positions_BL = jnp.asarray(tokens_BL), jnp.asarray(positions_BL)
-  embed_VD = partition.constrain(params["embed"], ("vocab", None))
-  next_BLD = embed_VD[jnp.roll(tokens_BL, -1, axis=1)].astype(hidden_BLD.dtype)
-  both = (
-    layers.rms_norm(next_BLD, p["embed_norm"], c.norm_eps),
-    layers.rms_norm(hidden_BLD, p["hidden_norm"], c.norm_eps),
+  next_BL = jnp.roll(tokens_BL, -1, axis=1)
+  x_BLD = _with_next(c, params, p, hidden_BLD, next_BL, partition)
+  context = attention.among_tokens(segments_BL, parents_BL, partition)
+  layer = _layer(
+    c, positions_BL, segments_BL, parents_BL, context, balance, remat, partition
   )
-  x_BLD = layers.linear(jnp.concatenate(both, axis=-1), p["proj"])
-  x_BLD = partition.constrain(x_BLD, ("batch", None, None))
-  context = attention.among_tokens(_causal(tokens_BL, segments_BL))
-  layer = _layer(c, positions_BL, segments_BL, context, balance, remat, partition)
-  carry = (x_BLD, None, 0, _no_balance(c, balance, tokens_BL))
-  (x_BLD, _, _, balance_BL), experts_BLK = layer(carry, (p, None))
+  carry = (x_BLD, _no_balance(c, balance, tokens_BL))
+  (x_BLD, balance_BL), (experts_BLK, _) = layer(carry, (p, None, None))
   routed = None
   if c.experts is not None:
     routed = Routed(experts_BLK[None], balance_BL)
   return layers.rms_norm(x_BLD, p["norm"], c.norm_eps), routed
 
 
+def draft_further(
+  c: ModelConfig,
+  params: dict,
+  hidden_BLD: jax.Array,
+  next_BL: jax.Array,
+  positions_BL: jax.Array,
+  *,
+  before: Cache,
+  after: Cache,
+  window: int | None = None,
+  partition: Partition = LOCAL,
+) -> tuple[jax.Array, Cache]:
+  """`predict_further` with a cache, which holds the module as one more layer.
+
+  Args:
+    next_BL: the token behind each of those that `forward` was given.
+    before, after: what `forward` was given and has returned.
+
+  Returns:
+    (hidden_BLD, `after` with the module's keys and values in it).
+  """
+  p = parameters.layer_of(params["mtp"], 0)
+  x_BLD = _with_next(c, params, p, hidden_BLD, next_BL, partition)
+  context = attention.with_cache(c, before, window)
+  layer = _layer(c, positions_BL, None, None, context, False, "none", partition)
+  (x_BLD, _), (_, (keys, values)) = layer((x_BLD, None), (p, None, _held(before, -1)))
+  cache = after.replace(
+    keys=(*after.keys[:-1], keys), values=(*after.values[:-1], values)
+  )
+  return layers.rms_norm(x_BLD, p["norm"], c.norm_eps), cache
+
+
+def _with_next(
+  c: ModelConfig,
+  params: dict,
+  p: dict,
+  hidden_BLD: jax.Array,
+  next_BL: jax.Array,
+  partition: Partition,
+) -> jax.Array:
+  """What goes into the MTP module's layer."""
+  embed_VD = partition.constrain(params["embed"], ("vocab", None))
+  next_BLD = embed_VD[next_BL].astype(hidden_BLD.dtype)
+  both = (
+    layers.rms_norm(next_BLD, p["embed_norm"], c.norm_eps),
+    layers.rms_norm(hidden_BLD, p["hidden_norm"], c.norm_eps),
+  )
+  x_BLD = layers.linear(jnp.concatenate(both, axis=-1), p["proj"])
+  return partition.constrain(x_BLD, ("batch", None, None))
+
+
 def _layer(
   c: ModelConfig,
   positions_BL: jax.Array,
   segments_BL: jax.Array | None,
+  parents_BL: jax.Array | None,
   context: attention.Context,
   balance: bool,
   remat: str,
   partition: Partition,
 ) -> Callable:
-  """One layer as the body of a scan: (carry, inputs) -> (carry, experts_BLK or None).
+  """One layer as the body of a scan: (carry, inputs) -> (carry, outputs).
 
-  The carry is (x_BLD, the cache's arrays, number of the layer, balance_BL), the inputs
-  (the layer's parameters, experts to go through or None).
+  The carry is (x_BLD, balance_BL), the inputs (the layer's parameters, experts to go
+  through or None, its part of the cache or None), the outputs (experts_BLK or None, its
+  part of the cache).
   """
   one_of(remat, REMAT, key="config.training.remat")
   cos_sin = rope.rotary(c, positions_BL)
   attend = attention.grouped_query if c.latent is None else attention.latent
 
   def layer(carry, inputs):
-    x_BLD, kv, z, balance_BL = carry
-    p, replayed_BLK = inputs
+    x_BLD, balance_BL = carry
+    p, replayed_BLK, held = inputs
     normed_BLD = layers.rms_norm(x_BLD, p["attn_norm"], c.norm_eps)
-    out_BLD, kv = attend(c, p["attn"], normed_BLD, cos_sin, context, kv, z)
+    out_BLD, held = attend(c, p["attn"], normed_BLD, cos_sin, context, held)
     x_BLD += out_BLD
     normed_BLD = layers.rms_norm(x_BLD, p["mlp_norm"], c.norm_eps)
     experts_BLK = None
@@ -177,20 +249,21 @@ def _layer(
       )
       x_BLD += out_BLD
       if balance:
-        balance_BL += moe.balance(scores_BLE, c.experts.per_token, segments_BL)
+        balance_BL += moe.balance(
+          scores_BLE, c.experts.per_token, segments_BL, parents_BL
+        )
     x_BLD = partition.constrain(x_BLD, ("batch", None, None))
-    return (x_BLD, kv, z + 1, balance_BL), experts_BLK
+    return (x_BLD, balance_BL), (experts_BLK, held)
 
   return layer if remat == "none" else jax.checkpoint(layer, policy=REMAT[remat])
 
 
-def _causal(tokens_BL: jax.Array, segments_BL: jax.Array | None) -> jax.Array:
-  """What each token attends to among those of its row, [B or 1, L, L]."""
-  length = tokens_BL.shape[1]
-  mask_BLL = jnp.tril(jnp.ones((1, length, length), bool))
-  if segments_BL is None:
-    return mask_BLL
-  return mask_BLL & (segments_BL[:, :, None] == segments_BL[:, None, :])
+def _held(cache: Cache, layer: int) -> tuple:
+  """What a cache has of a layer, see `attention.Context`."""
+  own = (cache.keys[layer], cache.values[layer])
+  if cache.prompt is None:
+    return own
+  return *own, cache.prompt.keys[layer], cache.prompt.values[layer]
 
 
 def _no_balance(c: ModelConfig, balance: bool, tokens_BL: jax.Array):

@@ -3,7 +3,6 @@
 Letters: P prompt slots, T completion slots.
 """
 
-import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -27,7 +26,7 @@ class Streamer:
   rarely. Looking does not change what is drawn.
 
   Args:
-    params: as the sampler holds them.
+    params: as the sampler holds them, `parameters.unstacked`.
     say: told in words when a length is compiled.
   """
 
@@ -75,19 +74,23 @@ class Streamer:
       tokens_1P, np.asarray([len(prompt)], np.int32), np.asarray([part], np.int32)
     )
     controls = logits.controls(
-      1, temperature=temperature, top_p=top_p, max_tokens=max_tokens
+      1,
+      temperature=temperature,
+      top_p=top_p,
+      max_tokens=max_tokens,
+      stop_ids=self.stop_ids,
     )
-    state = start(self._params, asked, key)
+    state = start(self._params, asked, controls, key)
     seen, limit = 0, 1
     while True:
       began = time.monotonic()
       state = advance(self._params, state, controls, np.int32(limit))
-      row_T, num_tokens, pair = jax.device_get(
-        (state.tokens_BT[0], state.length_B[0], state.pair_S[0])
+      row_T, num_tokens, row = jax.device_get(
+        (state.tokens_BT[0], state.length_B[0], state.row_S[0])
       )
       steps_per_s = limit / (time.monotonic() - began)
       yield row_T[seen:num_tokens].tolist()
-      if pair == decode.IDLE:
+      if row == decode.IDLE:
         return
       seen, limit = num_tokens, min(int(steps_per_s * _REFRESH_S) + 1, _MOST_STEPS)
 
@@ -97,49 +100,33 @@ class Streamer:
       return self._compiled[length, slots]
     self._say(f"compiling for prompts of up to {length:,} tokens")
 
-    def begin(params, prompts, key):
-      state, _ = decode.start(
-        self.c,
-        params,
-        prompts,
-        key,
-        samples=1,
-        max_tokens=slots,
-        partition=self._partition,
-      )
-      return state
+    # One window: a row reads far less of its own keys than of the weights.
+    plan = decode.Plan(samples=1, max_tokens=slots, windows=(slots,))
+    of_model = {"plan": plan, "partition": self._partition}
 
-    # One window: a single row reads far less of its own keys than of the weights.
-    go_on = functools.partial(
-      decode.advance,
-      self.c,
-      stop_ids=self.stop_ids,
-      windows=(slots,),
-      partition=self._partition,
-    )
+    def begin(params, prompts, controls, key):
+      return decode.start(self.c, params, prompts, controls, key, **of_model)[0]
+
+    def go_on(params, state, controls, limit):
+      return decode.advance(self.c, params, state, controls, limit=limit, **of_model)
+
     one = jax.ShapeDtypeStruct((1,), jnp.int32)
     tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
     asked = decode.Prompts(tokens, one, one)
-    held = jax.tree.map(
-      self._sharding, jax.eval_shape(begin, self._params, asked, jax.random.key(0))
-    )
+    controls = logits.controls(1, max_tokens=1)
+    state = jax.eval_shape(begin, self._params, asked, controls, jax.random.key(0))
+    held = jax.tree.map(self._sharding, state)
     self._compiled[length, slots] = (
       jax.jit(begin, out_shardings=held),
-      jax.jit(
-        lambda params, state, controls, limit: go_on(
-          params, state, controls, limit=limit
-        ),
-        donate_argnums=1,
-        out_shardings=held,
-      ),
+      jax.jit(go_on, donate_argnums=1, out_shardings=held),
     )
     return self._compiled[length, slots]
 
   def _sharding(self, leaf: jax.ShapeDtypeStruct) -> jax.sharding.Sharding:
-    """Caches [Z, S, K, ...] lie with the heads that read them."""
-    is_cache = len(leaf.shape) == 5
-    if is_cache and leaf.shape[2] % self._partition.size("kv_heads") == 0:
-      return self._partition.sharding(None, None, "kv_heads", None, None)
+    """Caches [S, K, ...] lie with the heads that read them."""
+    is_cache = len(leaf.shape) == 4
+    if is_cache and leaf.shape[1] % self._partition.size("kv_heads") == 0:
+      return self._partition.sharding(None, "kv_heads", None, None)
     return self._partition.sharding()
 
 

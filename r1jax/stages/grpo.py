@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from r1jax import metrics, optim, prng, sharding
+from r1jax import limits, metrics, prng, sharding
 from r1jax.data import decontamination, problems, stream, templates
 from r1jax.errors import InputError
 from r1jax.objectives import reduce
@@ -109,7 +109,7 @@ def train_grpo(
   root = prng.root(run.seed)
   rollout_config, loss_config = config["rollout"], config["loss"]
   trainable = Trainable.of(run, config)
-  optimizer, rate = optim.make_optimizer(**config["optim"])
+  optimizer, rate = trainable.optimizer(config["optim"])
   specs = trainable.specs
   shardings = states.state_shardings(specs, optimizer, run.partition, np.float32)
   batch_sharding = run.partition.sharding(None, "batch")
@@ -175,16 +175,20 @@ def train_grpo(
         params = train.params
         stage.evaluation(0, functools.partial(evaluation, params, 0))
 
-    for step in range(stage.first_step, config["num_steps"] + 1):
+    for step in stage.steps():
       asked = prepared.order.at(step - 1)
       prompts = [prepared.prompts[problem.id] for problem in asked]
       with run.clock("rollout"):
         weights = sampler.weights(train.params, held_frozen)
         key = prng.at(root, f"{name}/rollout", step)
+        # The devices are at this step, the host at what is left of the one before.
+        stage.settle()
         rollout = sampler(weights, prompts, asked, key)
         completions = sampler.completions(rollout)
         texts = sampler.texts(completions)
-      tokens_per_s = rollout.counts["decode_tokens"] / run.clock.seconds("rollout")
+        drawn = limits.rollout_work(run.machine, run.model, weights, prompts, rollout)
+        work = {"rollout": drawn}
+        del weights  # they would take memory during the update
 
       with run.clock("reward"):
         parts_QG, judged = judge(pool, texts, asked)
@@ -203,7 +207,8 @@ def train_grpo(
       with run.clock("pack"):
         batches = minibatches(
           order=shuffled(run, name, step, len(texts)),
-          prompts=[ids for ids in prompts for _ in range(len(texts) // len(prompts))],
+          prompts=prompts,
+          prompt_of=np.repeat(np.arange(len(prompts)), rollout_config["group_size"]),
           completions=completions,
           logp=[rollout.logp_BT[row, :n] for row, n in enumerate(rollout.length_B)],
           advantage=advantage_QG.reshape(-1),
@@ -214,47 +219,53 @@ def train_grpo(
           experts=experts_of(rollout, prompts),
         )
         padding = np.mean([batch.waste for batch in batches])
+        forward = limits.forward_work(
+          run.machine, run.model, [batch.experience.rows for batch in batches]
+        )
+        work["update"] = forward.times(trainable.update_passes)
+        if num_scores := (len(batches) > 1) + has_reference:
+          work["score"] = forward.times(num_scores)
+      statistics: list[Mapping[str, Statistic]] = []
       with run.clock("score"):
-        seen: dict[str, Statistic] = {}
         for batch in batches:
           rows = batch.experience = sharding.place(batch.experience, batch_sharding)
           if len(batches) > 1:
             scores = score(train.params, frozen, rows.rows, batch.count)
             batch.experience = rows.replace(logp_old_BL=scores.logp_BL)
-            merge(seen, measure_gap(scores, rows))
+            statistics.append(measure_gap(scores, rows))
           if has_reference:
             scores = score(ref_params, frozen, rows.rows, batch.count)
             batch.experience = batch.experience.replace(logp_ref_BL=scores.logp_BL)
+        # Only so that the clock tells scoring and update apart.
         jax.block_until_ready([batch.experience for batch in batches])
       with run.clock("update"):
-        learning_rate = float(rate(int(train.step)))
+        learning_rate = rate((step - 1) * len(batches))
         for batch in batches:
           train, more = update(
             train, frozen, batch.experience, batch.count, batch.denominator
           )
-          merge(seen, more)
+          statistics.append(more)
+        refresh_every = config["reference"]["refresh_every"]
+        if has_reference and refresh_every > 0 and step % refresh_every == 0:
+          ref_params = copy(train.params)
+        # While the devices compute.
+        lines = records(
+          run,
+          step=step,
+          stage=name,
+          problems=asked,
+          prompts=prompts,
+          texts=texts,
+          rollout=rollout,
+          parts_QG=parts_QG,
+          total_QG=reward_QG,
+          advantage_QG=advantage_QG,
+        )
+        stage.sample(step, lines[0])
+        if run.is_main:
+          metrics.write_samples(run.workdir, name, "train", step, lines)
+          warn_truncated(step, cut_QG.mean())
 
-      refresh_every = config["reference"]["refresh_every"]
-      if has_reference and refresh_every > 0 and step % refresh_every == 0:
-        ref_params = copy(train.params)
-
-      lines = records(
-        run,
-        step=step,
-        stage=name,
-        problems=asked,
-        prompts=prompts,
-        texts=texts,
-        rollout=rollout,
-        parts_QG=parts_QG,
-        total_QG=reward_QG,
-        advantage_QG=advantage_QG,
-      )
-      if run.is_main:
-        metrics.write_samples(run.workdir, name, "train", step, lines)
-      stage.sample(step, lines[0])
-      if run.is_main:
-        warn_truncated(step, cut_QG.mean())
       state = {"train": train} | ({"ref": ref_params} if has_reference else {})
       every = config["eval"]["every"]
       due = step == config["num_steps"] or (every > 0 and step % every == 0)
@@ -269,20 +280,23 @@ def train_grpo(
           },
           "rollout/length_mean": rollout.length_B.mean(),
           "rollout/truncated": cut_QG.mean(),
-          "rollout/tokens_per_s": tokens_per_s,
           "rollout/idle_slot_steps": rollout.counts["idle_slot_steps"],
+          "rollout/idle_share": rollout.counts["idle_slot_steps"]
+          / rollout.counts["slot_steps"],
           "rollout/prefill_tokens": rollout.counts["prefill_tokens"],
           "rollout/weights_checksum": rollout.weights_checksum,
           **group_metrics(parts_QG["accuracy"]),
-          **{key: value.value() for key, value in seen.items()},
           "optim/lr": learning_rate,
           "data/epoch": prepared.order.epoch(step),
           "pack/waste": padding,
         },
         state,
+        statistics=statistics,
+        work=work,
         evaluate=functools.partial(evaluation, train.params, step)
         if evaluation is not None and due
         else None,
+        is_donated=False,
       )
 
 
@@ -376,11 +390,6 @@ def loss(
   scores = score_rows(run, config, params, frozen, experience.rows, balance=coef != 0)
   total, seen = policy_loss(scores, experience, balance_coef=coef, **config["loss"])
   return total, seen | experts.loads(run.model, scores, experience.rows)
-
-
-def merge(seen: dict[str, Statistic], more: Mapping[str, Statistic]) -> None:
-  for key, value in jax.device_get(dict(more)).items():
-    seen[key] = seen[key].merge(value) if key in seen else value
 
 
 def group_metrics(accuracy_QG: np.ndarray) -> dict[str, float]:

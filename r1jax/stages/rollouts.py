@@ -67,40 +67,42 @@ class Sampler:
     self._samples = samples
     self._prompt_length = prompt_length
     held = Partition(run.partition.mesh, SAMPLE_RULES)
-    trained = held.of_specs(trainable.specs)
-    self._frozen = held.of_specs(parameters.param_specs(run.model))
+    specs = parameters.param_specs(run.model)
+    trained = held.of_specs(parameters.unstacked(trainable.specs))
+    frozen = held.of_specs(parameters.unstacked(specs))
     self._trainable = trainable
-    self._trained = jax.jit(run.cast, out_shardings=trained)
-    shardings = trainable.join(trained, self._frozen)
+    self._trained = jax.jit(
+      lambda params: parameters.unstacked(run.cast(params)), out_shardings=trained
+    )
+    self._frozen = jax.jit(parameters.unstacked, out_shardings=frozen)
+    shardings = trainable.join(trained, frozen)
     everywhere = held.sharding()
+    plan = decode.Plan(
+      samples=samples,
+      max_tokens=max_tokens,
+      slots=slots or None,
+      record_experts=record_experts,
+    )
     self._generate = jax.jit(
-      functools.partial(
-        decode.generate,
-        run.model,
-        samples=samples,
-        max_tokens=max_tokens,
-        stop_ids=run.tokenizer.stop_ids,
-        slots=slots or None,
-        record_experts=record_experts,
-        partition=held,
-      ),
+      functools.partial(decode.generate, run.model, plan=plan, partition=held),
       in_shardings=(shardings, everywhere, everywhere, everywhere),
       out_shardings=everywhere,
     )
     self._controls = logits.controls(
-      prompts * samples, max_tokens=max_tokens, **controls
+      prompts * samples,
+      max_tokens=max_tokens,
+      stop_ids=run.tokenizer.stop_ids,
+      **controls,
     )
 
   def hold(self, frozen: Any | None) -> Any | None:
-    """The frozen tree of a stage as all samplers hold it: gathered over fsdp, once.
-
-    Arrays that lie so already are not copied.
-    """
-    return None if frozen is None else jax.device_put(frozen, self._frozen)
+    """The frozen tree of a stage as all samplers hold it: gathered over fsdp, layer by
+    layer; a copy, made once."""
+    return None if frozen is None else self._frozen(frozen)
 
   def weights(self, trained: Any, held_frozen: Any | None = None) -> Any:
-    """What it draws with: the trained tree, gathered and in compute dtype, joined with
-    what `hold` returned."""
+    """What it draws with: the trained tree, gathered, layer by layer and in compute
+    dtype, joined with what `hold` returned."""
     return self._trainable.join(self._trained(trained), held_frozen)
 
   def __call__(

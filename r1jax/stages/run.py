@@ -1,7 +1,8 @@
 """One start of the command, and what all stages do alike.
 
 A stage takes up its last checkpoint, walks its steps, and after each of them writes
-metrics, saves when that is due and stops if it has been asked to.
+metrics, saves when that is due and stops if it has been asked to. What a step leaves to
+be written is written while the devices are at the next one.
 """
 
 import contextlib
@@ -9,7 +10,7 @@ import dataclasses
 import functools
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,16 @@ import numpy as np
 from jax.experimental import multihost_utils
 from rich.console import Console
 
-from r1jax import metrics
+from r1jax import limits, metrics
 from r1jax.checkpoints import Checkpoints
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.errors import InputError
 from r1jax.models import lora, parameters
 from r1jax.models.config import ModelConfig
 from r1jax.sharding import Partition
+from r1jax.stages.profile import Profiler
 from r1jax.terminal import Progress
+from r1jax.types import Statistic
 from r1jax.watchdog import PhaseClock, Watchdog
 
 # Beside the checkpoints of a stage: what it was made from.
@@ -48,6 +51,7 @@ class Run:
     model_params: makes the parameters that `config.model` stands for.
     checkpoint: settings of `Checkpoints`, and `step` and `skip_damaged` of `restore`.
     on_change: what happens to a stage whose settings are not those it was run with.
+    profile_steps: those of every stage that are traced.
     sample_every: steps between two samples on the terminal; 0 shows none.
     stop_asked: whether this process has been asked to stop.
   """
@@ -66,12 +70,18 @@ class Run:
   console: Console
   checkpoint: Mapping[str, Any]
   on_change: str
+  profile_steps: tuple[int, ...]
   sample_every: int
   stop_asked: Callable[[], bool]
 
   @property
   def is_main(self) -> bool:
     return jax.process_index() == 0
+
+  @functools.cached_property
+  def machine(self) -> limits.Machine:
+    """What its devices could do at most; see `limits.machine`."""
+    return limits.machine(self.compute_dtype)
 
   def say(self, line: str) -> None:
     self.console.print(line, markup=False, soft_wrap=True)
@@ -147,10 +157,28 @@ def params_of(
   return merge(init(settings["init"]), trained)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Ended:
+  """A step whose programs have been started, and of which nothing is written yet."""
+
+  step: int
+  seen: Mapping[str, Any]
+  statistics: Sequence[Mapping[str, Statistic]]
+  work: Mapping[str, limits.Work]
+  evaluate: Callable[[], Mapping[str, Any]] | None
+  state: Any
+  saves: bool
+  compiled: int
+
+
 class Stage:
   """A stage on its way: checkpoints, metrics, progress, the end of each step.
 
   Use it as a context manager. `first_step` is known once `take_up` has been called.
+
+  A step ends for the host with `end_step`, before the devices are done with it. Its
+  numbers are fetched by `settle`, which a stage calls once it has started programs of
+  the next step: lines and checkpoint are then written while the devices compute.
   """
 
   def __init__(self, run: Run, name: str, *, num_steps: int):
@@ -170,6 +198,8 @@ class Stage:
     )
     self._progress = Progress(name, num_steps, console=run.console)
     self._compilations = Compilations()
+    self._profiler = Profiler(run.workdir / "profile" / name, run.profile_steps)
+    self._ended: _Ended | None = None
     self.first_step = 1
 
   def __enter__(self) -> "Stage":
@@ -200,47 +230,119 @@ class Stage:
       metrics.truncate(self._run.workdir, self._name, step, later)
     return state
 
+  def steps(self) -> Iterator[int]:
+    """The numbers of the steps that are left."""
+    for step in range(self.first_step, self._num_steps + 1):
+      if self._profiler.is_asked(step):
+        self.settle()
+        self._profiler.begin(step)
+      yield step
+
   def end_step(
     self,
     step: int,
     seen: Mapping[str, Any],
     state: Any,
     *,
+    statistics: Sequence[Mapping[str, Statistic]] = (),
+    work: Mapping[str, limits.Work],
     evaluate: Callable[[], Mapping[str, Any]] | None = None,
+    is_donated: bool = True,
   ) -> None:
-    """Writes the line of a step, evaluates, saves if that is due, stops if asked to.
+    """Leaves the step for `settle`, or settles it, where there is no time for more.
 
-    Lines come before the save, so that a run which goes on from it has them all.
+    There is none where the run is over or to be stopped, an evaluation is due, the step
+    is traced, or a save is due and the next step donates the state before `settle`.
 
     Args:
-      seen: the metrics of the step.
+      seen: metrics of the step, numbers or arrays of one.
       state: what a checkpoint of this step holds.
+      statistics: more metrics, merged over those of the same name.
+      work: by phase, what its speed is computed from.
       evaluate: where it is due, what `evaluation` is given.
+      is_donated: whether the stage donates the state before it calls `settle`.
 
     Raises:
       Stopped: the run was asked to stop; the step is saved.
     """
-    run = self._run
+    self.settle()
     last = step == self._num_steps
-    stop = anywhere(run.stop_asked())
-    seen = {
-      **seen,
-      **run.clock.take(),
-      "time/step_s": time.perf_counter() - self._began,
-      "compile/count": self._compilations.count,
-    }
-    run.writer.write(step, self._name, seen)
-    self._progress.step(step, seen)
-    run.watchdog.beat(step)
-    if evaluate is not None:
-      self.evaluation(step, evaluate)
-    self._began = time.perf_counter()
-    with run.clock("save"), self._compilations.paused():
-      self._checkpoints.save(step, state, {}, force=last or stop)
-      if last or stop:
+    stop = anywhere(self._run.stop_asked())
+    saves = last or stop or self._checkpoints.is_due(step)
+    self._ended = _Ended(
+      step,
+      seen,
+      statistics,
+      work,
+      evaluate,
+      state if saves else None,
+      saves,
+      compiled=self._compilations.count,
+    )
+    if self._profiler.is_asked(step):
+      with self._run.clock("update"):
+        jax.block_until_ready((state, seen, statistics))
+      self._run.say(f"{self._name}: {self._profiler.end()}")
+    elif not (last or stop or evaluate is not None or (saves and is_donated)):
+      return
+    self._settle(self._run.clock("save"))
+    if last or stop:
+      with self._run.clock("save"):
         self._checkpoints.wait()
     if stop and not last:
       raise Stopped(f"{self._name}: stopped after step {step}, which is saved")
+
+  def settle(self) -> None:
+    """Writes what the step before has left, in the phase that the stage is in.
+
+    To be called once programs of the next step have been started. Waiting for the step
+    before counts for its update.
+    """
+    if self._ended is not None:
+      self._settle(self._run.watchdog.phase("save"))
+
+  def _settle(self, saving: contextlib.AbstractContextManager) -> None:
+    """Fetches numbers, writes the line, evaluates, saves.
+
+    Lines come before the save, so that a run which goes on from it has them all.
+    """
+    run, ended, self._ended = self._run, self._ended, None
+    with run.clock("update", shown="update on the devices"):
+      seen, statistics = jax.device_get((dict(ended.seen), list(ended.statistics)))
+    now, times = time.perf_counter(), run.clock.take()
+    merged: dict[str, Statistic] = {}
+    for more in statistics:
+      for key, value in more.items():
+        merged[key] = merged[key].merge(value) if key in merged else value
+    line = {
+      **seen,
+      **{key: value.value() for key, value in merged.items()},
+      **self._speeds(ended.work, times),
+      **times,
+      "time/step_s": now - self._began,
+      "compile/count": ended.compiled,
+    }
+    self._began = now
+    run.writer.write(ended.step, self._name, line)
+    self._progress.step(ended.step, line)
+    run.watchdog.beat(ended.step)
+    if ended.evaluate is not None:
+      self.evaluation(ended.step, ended.evaluate)
+    if ended.saves:
+      with saving, self._compilations.paused():
+        self._checkpoints.save(ended.step, ended.state, {}, force=True)
+
+  def _speeds(
+    self, work: Mapping[str, limits.Work], times: Mapping[str, float]
+  ) -> dict[str, float]:
+    """Of each phase tokens per second, and what its least time is of its time."""
+    machine, found = self._run.machine, {}
+    for phase, (tokens, least_s) in work.items():
+      seconds = times[f"time/{phase}_s"]
+      found[f"{phase}/tokens_per_s"] = tokens / seconds
+      found[f"{phase}/tokens_per_s_per_device"] = tokens / seconds / machine.num_devices
+      found[f"{phase}/share_of_limit"] = least_s / seconds
+    return found
 
   def evaluation(self, step: int, evaluate: Callable[[], Mapping[str, Any]]) -> None:
     """Writes the line of an evaluation, with the seconds that it took."""

@@ -34,10 +34,13 @@ from r1jax.weights import paths
 # Sections that concern the run as a whole; stages do not see them.
 GLOBAL = frozenset(
   {"seed", "stages", "mesh", "model", "tokenizer", "checkpoint", "log"}
-  | {"on_change", "cpu_devices"}
+  | {"on_change", "cpu_devices", "profile"}
 )
 # Parts of a stage's settings that change nothing in what it makes.
-FREE = ("eval.every", "eval.batch", "eval.slots", "reward.num_workers")
+FREE = (
+  *("eval.every", "eval.batch", "eval.slots", "reward.num_workers"),
+  "optim.offload",
+)
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 _LINES = 5000  # of a corpus that a vocabulary is trained on
 _VOCAB_MULTIPLE = 64  # so that it splits over devices

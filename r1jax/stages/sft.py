@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from r1jax import optim, sharding
+from r1jax import limits, sharding
 from r1jax.data import examples, packing, stream, templates
 from r1jax.errors import InputError, one_of
 from r1jax.objectives.sft import cross_entropy
@@ -65,7 +65,7 @@ def train_sft(
   """
   training = config["training"]
   trainable = Trainable.of(run, config)
-  optimizer, rate = optim.make_optimizer(**config["optim"])
+  optimizer, rate = trainable.optimizer(config["optim"])
   specs = trainable.specs
   shardings = states.state_shardings(specs, optimizer, run.partition, np.float32)
   batch_sharding = run.partition.sharding(None, "batch")
@@ -96,24 +96,22 @@ def train_sft(
       batch_sharding,
       bias_rate=config["moe"]["bias_rate"],
     )
-    for step in range(stage.first_step, config["num_steps"] + 1):
-      with run.clock("data"):
+    for step in stage.steps():
+      with run.clock("update"):
         batch = take_rows(rows, order.at(step - 1), training["microbatches"])
+        forward = limits.forward_work(run.machine, run.model, [batch])
         num_tokens = float(batch.mask_BL.sum())
         batch = sharding.place(batch, batch_sharding)
-      with run.clock("update"):
-        learning_rate = float(rate(step - 1))
+        learning_rate = rate(step - 1)
         state, seen = train(state, frozen, batch, training["microbatches"], num_tokens)
-        seen = {key: float(value.value()) for key, value in seen.items()}
+        # The devices are at this step, the host at what is left of the one before.
+        stage.settle()
       stage.end_step(
         step,
-        {
-          **seen,
-          "optim/lr": learning_rate,
-          "pack/waste": waste,
-          "update/tokens_per_s": num_tokens / run.clock.seconds("update"),
-        },
+        {"optim/lr": learning_rate, "pack/waste": waste},
         {"train": state},
+        statistics=[seen],
+        work={"update": forward.times(trainable.update_passes)},
       )
 
 

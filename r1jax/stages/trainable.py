@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from r1jax import optim, prng, trees
 from r1jax.errors import InputError
@@ -40,9 +41,15 @@ class Trainable:
         f"config.moe.bias_rate={bias_rate}: the routers' biases are frozen where "
         f"config.lora.rank={self.lora.rank}; set one of the two to 0"
       )
-    optimizer, _ = optim.make_optimizer(**config["optim"])
+    optimizer, _ = self.optimizer(config["optim"])
     # Patterns of paths are matched here.
     jax.eval_shape(optimizer.init, parameters.abstract(self.specs, jnp.float32))
+
+  def optimizer(
+    self, section: Mapping[str, Any]
+  ) -> tuple[optax.GradientTransformation, optim.Schedule]:
+    """What a stage's `optim` asks for, of the trained tree."""
+    return optim.make_optimizer(matrices(self.specs), **section)
 
   @property
   def specs(self) -> dict:
@@ -50,6 +57,14 @@ class Trainable:
     if self.lora is None:
       return parameters.param_specs(self.run.model)
     return lora.adapter_specs(self.run.model, self.lora)
+
+  @property
+  def update_passes(self) -> int:
+    """Forward passes whose products are as many as an update's.
+
+    Of frozen matrices only the gradients of their inputs are computed.
+    """
+    return 3 if self.lora is None else 2
 
   def fresh(self, stage: str, init: str) -> Any:
     """The trained tree that a stage begins with, float32."""
@@ -82,3 +97,16 @@ class Trainable:
         f"{stage}: trains an adapter of rank {self.lora.rank}, {own:,} numbers "
         f"({own / all_:.2%} of the model's {all_:,})"
       )
+
+
+def matrices(specs: dict) -> dict[str, tuple[int, int]]:
+  """{path: (axes of layers and experts, axes of inputs)} of what are matrices."""
+  found = {}
+  for path, spec in trees.flatten(specs).items():
+    base, _, last = path.rpartition("/")
+    # The rank is the input of an adapter's second half, and a token of the embedding.
+    single = {"embed": 1, "b": 1, "a": parameters.num_inputs(base)}
+    inputs = single.get(last, parameters.num_inputs(path))
+    if inputs:
+      found[path] = (parameters.num_stacked(spec), inputs)
+  return found

@@ -47,7 +47,10 @@ def balance_loss(
 
 
 def loads(c: ModelConfig, scores: TokenScores, rows: TokenRows) -> dict[str, Load]:
-  """How many tokens, padding aside, each expert got; nothing without experts."""
+  """How many tokens, padding aside, each expert got; nothing without experts.
+
+  What went through them is counted: a shared prompt once for each row that it lies in.
+  """
   valid_BL = (jnp.asarray(rows.segments_BL) > 0).astype(jnp.float32)
   routed = {"moe/load": scores.routed, "moe/load_mtp": scores.further_routed}
   return {

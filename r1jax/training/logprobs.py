@@ -1,9 +1,10 @@
 """Log-probs and entropy of given tokens, the vocabulary in chunks.
 
-Letters: B rows, L tokens, D width, V vocabulary, C tokens in a chunk.
+Letters: B rows, L tokens in a row, P = L and a rest to whole chunks, D width,
+V vocabulary, C tokens in a chunk.
 
-[B, L, V] never exists: hidden states go through the vocabulary a chunk of tokens at a
-time, and the backward pass recomputes each chunk.
+[B, L, V] never exists: the hidden states before masked tokens, and no others, go
+through the vocabulary a chunk at a time, and the backward pass does each chunk anew.
 """
 
 from collections.abc import Callable
@@ -18,6 +19,8 @@ from r1jax.sharding import LOCAL, Partition
 from r1jax.types import TokenRows
 
 CHUNK = 512
+# Raw logits [C, V] -> log-probs [C, V] of the distribution that a sampler draws from.
+ShapeLogits = Callable[[jax.Array], jax.Array]
 
 
 @struct.dataclass
@@ -30,7 +33,7 @@ class TokenScores:
     shaped_logp_BL: under the distribution that a sampler with truncation draws from,
       no gradient; equals logp_BL where nothing is truncated.
     further_BL: log-prob by the module that predicts one token further, 0 also on the
-      first two tokens of a sequence; None where not asked.
+      first two tokens of a segment; None where not asked.
     routed, further_routed: where tokens went, see `transformer.Routed`; the second in
       the module that predicts one token further.
   """
@@ -49,7 +52,7 @@ def token_logprobs(
   rows: TokenRows,
   *,
   temperature: float | jax.Array = 1.0,
-  shape_logits: Callable[[jax.Array], jax.Array] | None = None,
+  shape_logits: ShapeLogits | None = None,
   remat: str = "none",
   chunk: int = CHUNK,
   balance: bool = False,
@@ -60,14 +63,15 @@ def token_logprobs(
 
   Args:
     temperature: the one the tokens were drawn at, above 0.
-    shape_logits: raw logits [C, V] -> log-probs [C, V] of the sampler's distribution.
+    shape_logits: None where the sampler truncates nothing.
     chunk: tokens of all rows together that go through the vocabulary at a time; one a
-      row at least.
+      row at least. There are as many chunks as the row with most masked tokens needs.
     balance: measure how evenly sequences use the experts, see `transformer.forward`.
     further: score the module that predicts one token further too.
   """
   settings = {
     "segments_BL": rows.segments_BL,
+    "parents_BL": rows.parents_BL,
     "balance": balance,
     "remat": remat,
     "partition": partition,
@@ -83,61 +87,139 @@ def token_logprobs(
     replayed_ZBLK=replayed_ZBLK,
     **settings,
   )
-  # Token l is predicted from the state at l - 1. A chunk is some columns of every row,
-  # so that a mesh splits the vocabulary's work like it splits the rows; the head is
-  # gathered over fsdp once, not in every chunk.
+  # A chunk is some columns of every row, so that a mesh splits the vocabulary's work
+  # like it splits the rows; the head is gathered over fsdp once, not in every chunk.
   num_rows, length = rows.tokens_BL.shape
   columns = min(max(chunk // num_rows, 1), length)
   padding = -length % columns
-  head_DV = partition.constrain(transformer.head_matrix(params), (None, "vocab"))
-
-  def pieces(x_BL):
-    """[B, L, ...] -> [chunks, B * columns, ...]."""
-    inner = x_BL.shape[2:]
-    padded = jnp.pad(x_BL, ((0, 0), (0, padding), *[(0, 0)] * len(inner)))
-    split = padded.reshape(num_rows, -1, columns, *inner)
-    return jnp.moveaxis(split, 1, 0).reshape(-1, num_rows * columns, *inner)
-
-  @jax.checkpoint
-  def score(hidden_CD, tokens_C):
-    logits_CV = jnp.einsum(
-      "cd,dv->cv", hidden_CD, head_DV, preferred_element_type=jnp.float32
-    )
-    logits_CV = partition.constrain(logits_CV, ("batch", "vocab"))
-    logp_CV = jax.nn.log_softmax(logits_CV / temperature, axis=-1)
-    logp_C = jnp.take_along_axis(logp_CV, tokens_C[:, None], axis=-1)[:, 0]
-    frozen_CV = jax.lax.stop_gradient(logp_CV)
-    entropy_C = -jnp.sum(jnp.exp(frozen_CV) * frozen_CV, axis=-1)
-    shaped_C = jax.lax.stop_gradient(logp_C)
-    if shape_logits is not None:
-      shaped_CV = shape_logits(jax.lax.stop_gradient(logits_CV))
-      shaped_C = jnp.take_along_axis(shaped_CV, tokens_C[:, None], axis=-1)[:, 0]
-    return logp_C, entropy_C, shaped_C
-
-  def chunk_of(carry, piece):
-    return carry, score(*piece)
-
-  tokens_BL = jnp.asarray(rows.tokens_BL)
-
-  def scan(hidden_BLD, ahead):
-    """Scores of each token from the state `ahead` tokens before it."""
-    before_BLD = jnp.roll(hidden_BLD, ahead, axis=1)
-    return jax.lax.scan(chunk_of, None, (pieces(before_BLD), pieces(tokens_BL)))[1]
-
+  # A tied head is taken as the embeddings lie; transposed it would be copied.
+  axes, head = ("vd", params["embed"]) if c.tied_head else ("dv", params["head"])
+  tokens_BL, segments_BL = map(jnp.asarray, (rows.tokens_BL, rows.segments_BL))
   trained_BL = jnp.asarray(rows.mask_BL) > 0
+  order_BL = jnp.argsort(~trained_BL, axis=1, stable=True)
+  rest_BC = jnp.broadcast_to(length + jnp.arange(padding), (num_rows, padding))
+  order_BP = jnp.concatenate([order_BL, rest_BC.astype(order_BL.dtype)], axis=1)
+  place_BL = jnp.cumsum(trained_BL, axis=1) - 1
+  num_chunks = -(-trained_BL.sum(axis=1).max() // columns)
+  through = _vocabulary(axes, columns, shape_logits, partition)
 
-  def whole(out):
-    """[chunks, B * columns] -> [B, L], 0 where the mask is."""
-    split = jnp.moveaxis(out.reshape(-1, num_rows, columns), 0, 1)
-    return jnp.where(trained_BL, split.reshape(num_rows, -1)[:, :length], 0.0)
+  @jax.vmap
+  def masked_first(x_L, order_P):
+    return x_L.at[order_P].get(mode="fill", fill_value=0, unique_indices=True)
 
-  scores = TokenScores(*map(whole, scan(hidden_BLD, 1)), routed=routed)
+  def score(hidden_BLD, ahead):
+    """Scores of each masked token from the state `ahead` tokens before it."""
+    before_BLD = jnp.roll(hidden_BLD, ahead, axis=1)
+    found = through(
+      masked_first(before_BLD, order_BP),
+      head,
+      masked_first(tokens_BL, order_BP),
+      jnp.asarray(temperature, jnp.float32),
+      num_chunks,
+    )
+    return [
+      jnp.where(trained_BL, jnp.take_along_axis(x_BP, place_BL, axis=1), 0.0)
+      for x_BP in found
+    ]
+
+  scores = TokenScores(*score(hidden_BLD, 1), routed=routed)
   if not further:
     return scores
   hidden_BLD, further_routed = transformer.predict_further(
     c, params, hidden_BLD, tokens_BL, rows.positions_BL, **settings
   )
-  further_BL = jnp.where(
-    jnp.asarray(rows.positions_BL) > 1, whole(scan(hidden_BLD, 2)[0]), 0.0
-  )
+  inside_BL = segments_BL == jnp.roll(segments_BL, 2, axis=1)
+  inside_BL &= jnp.arange(length)[None] > 1
+  further_BL = jnp.where(inside_BL, score(hidden_BLD, 2)[0], 0.0)
   return scores.replace(further_BL=further_BL, further_routed=further_routed)
+
+
+def _vocabulary(
+  axes: str, columns: int, shape_logits: ShapeLogits | None, partition: Partition
+) -> Callable:
+  """Chunks of some columns of all rows through the vocabulary.
+
+  It is (hidden_BPD, head, tokens_BP, temperature, num_chunks) -> (log-probs, entropies,
+  log-probs under the shaped logits), float32 [B, P], 0 behind the chunks. The first has
+  a gradient, of states and head: by the logits it is one at the token less the
+  probabilities. The others have none.
+
+  Args:
+    axes: of the head, "dv" or "vd".
+  """
+  names = {"d": None, "v": "vocab"}
+  head_axes = tuple(names[axis] for axis in axes)
+
+  def take(x_BP, index):
+    """[B, P, ...] -> [C, ...]."""
+    x = jax.lax.dynamic_slice_in_dim(x_BP, index * columns, columns, axis=1)
+    return x.reshape(-1, *x_BP.shape[2:])
+
+  def put(x_BP, x_C, index):
+    x = x_C.reshape(x_BP.shape[0], columns, *x_BP.shape[2:])
+    return jax.lax.dynamic_update_slice_in_dim(x_BP, x, index * columns, axis=1)
+
+  def product(equation, a, b):
+    return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32)
+
+  def logits_of(hidden_CD, head):
+    logits_CV = product(f"cd,{axes}->cv", hidden_CD, head)
+    return partition.constrain(logits_CV, ("batch", "vocab"))
+
+  def forward(hidden_BPD, head, tokens_BP, temperature, num_chunks):
+    head = partition.constrain(head, head_axes)
+
+    def score(index, scores):
+      tokens_C1 = take(tokens_BP, index)[:, None]
+      raw_CV = logits_of(take(hidden_BPD, index), head)
+      logits_CV = raw_CV / temperature
+      top_C1 = logits_CV.max(axis=-1, keepdims=True)
+      mass_CV = jnp.exp(logits_CV - top_C1)
+      total_C1 = mass_CV.sum(axis=-1, keepdims=True)
+      mean_C1 = (mass_CV * (logits_CV - top_C1)).sum(-1, keepdims=True) / total_C1
+      logits_C1 = jnp.take_along_axis(logits_CV, tokens_C1, axis=-1)
+      logp_C1 = shaped_C1 = logits_C1 - top_C1 - jnp.log(total_C1)
+      if shape_logits is not None:
+        shaped_C1 = jnp.take_along_axis(shape_logits(raw_CV), tokens_C1, axis=-1)
+      entropy_C1 = jnp.log(total_C1) - mean_C1
+      normaliser_C1 = jnp.log(total_C1) + top_C1
+      new = (logp_C1, entropy_C1, shaped_C1, normaliser_C1)
+      return tuple(put(x, x_C1, index) for x, x_C1 in zip(scores, new, strict=True))
+
+    empty_BP = jnp.zeros(tokens_BP.shape, jnp.float32)
+    empty_BP = partition.constrain(empty_BP, ("batch", None))
+    *scores, normaliser_BP = jax.lax.fori_loop(0, num_chunks, score, (empty_BP,) * 4)
+    given = (hidden_BPD, head, tokens_BP, temperature, num_chunks)
+    return tuple(scores), (*given, normaliser_BP)
+
+  def backward(kept, slopes):
+    hidden_BPD, head, tokens_BP, temperature, num_chunks, normaliser_BP = kept
+
+    def add(index, sums):
+      hidden_slope_BPD, head_slope = sums
+      hidden_CD = take(hidden_BPD, index)
+      logits_CV = logits_of(hidden_CD, head) / temperature
+      prob_CV = jnp.exp(logits_CV - take(normaliser_BP, index)[:, None])
+      number_CV = jax.lax.broadcasted_iota(jnp.int32, prob_CV.shape, 1)
+      is_token_CV = number_CV == take(tokens_BP, index)[:, None]
+      slope_C1 = take(slopes[0], index)[:, None] / temperature
+      slope_CV = (slope_C1 * (is_token_CV - prob_CV)).astype(head.dtype)
+      slope_CV = partition.constrain(slope_CV, ("batch", "vocab"))
+      slope_CD = product(f"cv,{axes}->cd", slope_CV, head).astype(hidden_CD.dtype)
+      slope_CD = partition.constrain(slope_CD, ("batch", None))
+      head_slope += product(f"cd,cv->{axes}", hidden_CD, slope_CV)
+      return (
+        put(hidden_slope_BPD, slope_CD, index),
+        partition.constrain(head_slope, head_axes),
+      )
+
+    nothing = (
+      partition.constrain(jnp.zeros_like(hidden_BPD), ("batch", None, None)),
+      partition.constrain(jnp.zeros(head.shape, jnp.float32), head_axes),
+    )
+    hidden_slope_BPD, head_slope = jax.lax.fori_loop(0, num_chunks, add, nothing)
+    return hidden_slope_BPD, head_slope.astype(head.dtype), None, None, None
+
+  through = jax.custom_vjp(lambda *given: forward(*given)[0])
+  through.defvjp(forward, backward)
+  return through

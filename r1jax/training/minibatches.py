@@ -66,10 +66,22 @@ def room(
   return -(-most // rows)
 
 
+def deal(order: np.ndarray, prompt_of: np.ndarray, parts: int) -> np.ndarray:
+  """The answers of each mini-batch, [parts, answers of a part].
+
+  Prompts take turns as `order` has the first answer of each, and all answers of a
+  prompt come in its turn, so that they share it; where a part ends among them they go
+  to two. Departs: R1 deals each answer by itself (arXiv 2501.12948).
+  """
+  _, first, number = np.unique(prompt_of[order], return_index=True, return_inverse=True)
+  return order[np.argsort(first[number], kind="stable")].reshape(parts, -1)
+
+
 def minibatches(
   *,
   order: np.ndarray,
   prompts: Sequence[Sequence[int]],
+  prompt_of: np.ndarray,
   completions: Sequence[Sequence[int]],
   logp: Sequence[np.ndarray],
   advantage: np.ndarray,
@@ -83,12 +95,15 @@ def minibatches(
   length_constant: float | None,
   experts: Sequence[np.ndarray] | None = None,
 ) -> list[Minibatch]:
-  """Packs a rollout into `parts` mini-batches of equally many answers.
+  """Packs a rollout into `parts` mini-batches of equally many answers, see `deal`.
 
-  There is room for answers of full length, so that the shapes never change.
+  A prompt lies once in each row that holds answers to it. There is room for answers of
+  full length, so that the shapes never change.
 
   Args:
-    order: permutation of the answers; all other sequences have an entry for each.
+    order: permutation of the answers; all other sequences but `prompts` have an entry
+      for each answer.
+    prompt_of: the number of each answer's prompt.
     logp: float32 log-probs of each completion's tokens under the sampler.
     trained: 0 on answers that no token may be trained on.
     rows, row_length: B and L.
@@ -109,14 +124,21 @@ def minibatches(
     shards=shards,
   )
   made = []
-  for own in order.reshape(parts, -1):
-    sequences = [[*prompts[row], *completions[row]] for row in own]
-    skip = [len(prompts[row]) for row in own]
+  for own in deal(order, prompt_of, parts):
+    asked = [prompts[prompt] for prompt in prompt_of[own]]
+    sequences = [[*ids, *completions[row]] for row, ids in zip(own, asked, strict=True)]
+    skip = [len(ids) for ids in asked]
     first = [
       lead if trained[row] else len(sequence)
       for row, lead, sequence in zip(own, skip, sequences, strict=True)
     ]
-    pack = packing.pack(sequences, first, row_length=row_length, num_rows=places * rows)
+    groups = [
+      packing.Group(np.flatnonzero(prompt_of[own] == prompt), len(prompts[prompt]))
+      for prompt in dict.fromkeys(prompt_of[own])
+    ]
+    pack = packing.pack(
+      sequences, first, row_length=row_length, num_rows=places * rows, groups=groups
+    )
     spread = functools.partial(pack.spread, skip=skip)
     experience = Experience(
       rows=pack.rows,
@@ -135,13 +157,12 @@ def minibatches(
       reduction=reduction,
       length_constant=length_constant,
     )
-    used = 1 + max(row for row, _ in pack.place)
     made.append(
       Minibatch(
         jax.tree.map(
           lambda leaf: leaf.reshape(places, rows, *leaf.shape[1:]), experience
         ),
-        count=-(-used // rows),
+        count=-(-pack.used // rows),
         denominator=float(denominator),
         waste=pack.waste,
       )

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from r1jax import prng, trees
+from r1jax import optim, prng, trees
 from r1jax.models import parameters
 from r1jax.sharding import Partition
 from r1jax.types import TrainState
@@ -17,6 +17,9 @@ def state_shardings(
   specs: dict, optimizer: optax.GradientTransformation, partition: Partition, dtype
 ) -> TrainState:
   """Shardings of a TrainState: optimizer moments lie where their parameters lie.
+
+  A factored moment, whose shape is its parameter's with 1 for some axes, is split along
+  the others as its parameter is. Those of an `Offloaded` lie in the host's memory.
 
   Args:
     specs: nested dict of ParamSpec of what is trained.
@@ -34,14 +37,24 @@ def state_shardings(
     # A moment's dict keys end with its parameter's path; its shape must agree too.
     for start in range(len(keys)):
       found = by_path.get("/".join(keys[start:]))
-      if found is not None and leaf.shape == found.shape:
-        return found.sharding
+      if found is None or leaf.ndim != len(found.shape):
+        continue
+      pairs = list(zip(leaf.shape, found.shape, strict=True))
+      if all(own in (whole, 1) for own, whole in pairs):
+        parts = zip(pairs, found.sharding.spec, strict=True)
+        kept = [part if own == whole else None for (own, whole), part in parts]
+        return NamedSharding(partition.mesh, PartitionSpec(*kept))
     return replicated
+
+  def place_in_memory(path: tuple, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+    at = place(path, leaf)
+    is_offloaded = isinstance(optimizer, optim.Offloaded) and leaf.ndim
+    return at.with_memory_kind(optim.HOST_MEMORY) if is_offloaded else at
 
   return TrainState(
     step=replicated,
     params=params,
-    opt_state=jax.tree_util.tree_map_with_path(place, abstract),
+    opt_state=jax.tree_util.tree_map_with_path(place_in_memory, abstract),
   )
 
 

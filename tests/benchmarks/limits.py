@@ -20,33 +20,16 @@ Letters: B rows, I inputs and O outputs of a matrix.
 """
 
 import functools
-import math
-import time
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from r1jax import sharding
+from r1jax.limits import again, one_of, pass_seconds
 from r1jax.models import transformer
 from r1jax.models.config import ModelConfig
 from r1jax.sharding import Partition
-
-SHORTEST_S = 0.05  # a try is so many passes that it takes this long
-
-
-def pass_seconds(run: Callable[[int], None], tries: int) -> float:
-  """Seconds of one pass; `run` does so many, and returns when they are done."""
-
-  def seconds(passes: int) -> float:
-    began = time.perf_counter()
-    run(passes)
-    return time.perf_counter() - began
-
-  run(1)  # compiles
-  passes = math.ceil(SHORTEST_S / seconds(1))
-  return min(seconds(passes) for _ in range(tries)) / passes
 
 
 def products(partition: Partition, *, backward: bool) -> Callable:
@@ -75,26 +58,16 @@ def products(partition: Partition, *, backward: bool) -> Callable:
       kinds.append(lambda x_BI, y_BO, w_IO: x_BI.T @ y_BO)
 
     def branch(kind, w_IO):
-      return lambda x_BI, y_BO: _one_of(kind(x_BI, y_BO, w_IO))
+      return lambda x_BI, y_BO: one_of(kind(x_BI, y_BO, w_IO))
 
     branches = [branch(kind, w_IO) for w_IO in weights for kind in kinds]
 
     def one(i, total):
-      return total + jax.lax.switch(i % len(branches), branches, *_again(i, x_BI, y_BO))
+      return total + jax.lax.switch(i % len(branches), branches, *again(i, x_BI, y_BO))
 
     return jax.lax.fori_loop(0, passes * len(branches), one, 0.0)[None]
 
   return run
-
-
-def _again(i: jax.Array, *arrays: jax.Array) -> tuple[jax.Array, ...]:
-  """The same arrays; to the compiler others, so that no iteration's work is saved."""
-  return jax.lax.optimization_barrier((*arrays, i))[:-1]
-
-
-def _one_of(out: jax.Array) -> jax.Array:
-  """The first of its numbers; the compiler must not see that the rest is not needed."""
-  return jax.lax.optimization_barrier(out).ravel()[0].astype(jnp.float32)
 
 
 def seconds_a_row(
@@ -142,36 +115,3 @@ def _matrices(c: ModelConfig, params: dict, part: str) -> list[list[jax.Array]]:
   for stack in stacks:
     by_shape.setdefault(stack.shape, []).extend(stack)
   return list(by_shape.values())
-
-
-def read_bytes_per_s(num_bytes: int, tries: int) -> float:
-  """Of reading an array of about that size: a small one is read from a cache."""
-  width = 2**12
-  array = jnp.ones((max(num_bytes // (4 * width), 1), width), jnp.float32)
-
-  @jax.jit
-  def sums(passes, array):
-    def one(i, total):
-      return total + _one_of(_again(i, array)[0].sum(axis=1))
-
-    return jax.lax.fori_loop(0, passes, one, 0.0)
-
-  seconds = pass_seconds(lambda passes: sums(passes, array).block_until_ready(), tries)
-  return array.nbytes / seconds
-
-
-def decode_bytes(
-  c: ModelConfig, params: dict, *, slots: int, samples: int, prompt: int, own: float
-) -> int:
-  """Bytes that a decode step has to read: weights, and cached keys and values, once.
-
-  Args:
-    slots, samples: slots, and how many of them share a prompt.
-    prompt, own: tokens of a prompt, and those that a slot made itself, on average.
-  """
-  numbers = sum(leaf.size for leaf in jax.tree.leaves(params))
-  if "head" in params:  # then the embedding is only looked up
-    numbers -= params["embed"].size
-  tokens = slots * own + slots / samples * prompt
-  numbers += 2 * c.depth * c.kv_heads * c.head_dim * tokens
-  return int(numbers * params["embed"].dtype.itemsize)

@@ -107,6 +107,45 @@ def test_round_trip_of_characters_in_bytes(request, kind, text):
   assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
+# ------------------------------------------------------------ bytes of tokens
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bytes_of_tokens_spell_the_text(request, kind):
+  """With a space in front of them where the vocabulary puts one there."""
+  tokenizer = request.getfixturevalue(kind)
+  for text in [*ODD, *random_texts(20)]:
+    ids = tokenizer.encode(text)
+    if kind == "scores" and not tokenizer.added.keys().isdisjoint(
+      tokenizer.pieces[i] for i in ids
+    ):
+      continue  # a space in front of each stretch between added tokens
+    got = b"".join(map(tokenizer.token_bytes, ids)).decode()
+    space = " " * (kind in ("fallback", "scores") and bool(ids))
+    assert got == space + tokenizer.decode(ids)
+
+
+def test_bytes_of_any_token(bpe, fallback, char):
+  assert bpe.token_bytes(bpe.id_of("<|end|>")) == b""
+  assert bpe.token_bytes(bpe.id_of("<think>")) == b"<think>"
+  assert bpe.token_bytes(bpe.vocab_size) == bpe.token_bytes(-1) == b""
+  assert fallback.token_bytes(fallback.id_of("<0x0A>")) == b"\n"
+  assert char.token_bytes(char.id_of("<unk>")).decode() == char.decode(
+    [char.id_of("<unk>")]
+  )
+  alone = [bpe.token_bytes(i) for i in range(bpe.vocab_size)]
+  assert {bytes([byte]) for byte in range(256)} <= {*alone}
+
+
+def test_bytes_where_the_decoder_is_another(tmp_path):
+  path = byte_level(tmp_path, tokenizer_config={"eos_token": "<|end|>"})
+  backend = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
+  backend.decoder = tokenizers.decoders.WordPiece()
+  backend.save(str(path / "tokenizer.json"))
+  with pytest.raises(InputError, match=r"decoder is.*WordPiece.*stop_strings"):
+    load_tokenizer(path).token_bytes(40)
+
+
 # ------------------------------------------------------------------- streams
 
 

@@ -20,7 +20,7 @@ def numbers(c, slots, capacity):
   """Held by the cache's arrays, without making them."""
   empty = functools.partial(caches.empty, c, slots, capacity, jnp.bfloat16)
   cache = jax.eval_shape(empty)
-  held = [leaf for leaf in (cache.k_ZSKHW, cache.v_ZSKWH) if leaf is not None]
+  held = jax.tree.leaves((cache.keys, cache.values))
   return sum(math.prod(leaf.shape) for leaf in held)
 
 

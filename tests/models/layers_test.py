@@ -67,16 +67,16 @@ def test_two_joined_parts_are_one_context(cut):
   whole, _ = ATTEND(q, keys, values, mask)
   first = ATTEND(q, keys[..., :cut], values[:, :, :cut], mask[..., :cut])
   second = ATTEND(q, keys[..., cut:], values[:, :, cut:], mask[..., cut:])
-  np.testing.assert_allclose(JOIN(first, second), whole, atol=1e-5)
-  np.testing.assert_allclose(JOIN(second, first), whole, atol=1e-5)
+  np.testing.assert_allclose(JOIN([first, second]), whole, atol=1e-5)
+  np.testing.assert_allclose(JOIN([second, first]), whole, atol=1e-5)
 
 
 def test_a_part_with_nothing_to_see_counts_for_nothing():
   q, keys, values, mask = context()
   some = ATTEND(q, keys, values, mask)
   none = ATTEND(q, keys, 1e6 * values, np.zeros_like(mask))
-  np.testing.assert_array_equal(JOIN(some, none), some[0])
-  np.testing.assert_array_equal(JOIN(none, some), some[0])
+  np.testing.assert_array_equal(JOIN([some, none]), some[0])
+  np.testing.assert_array_equal(JOIN([none, some]), some[0])
 
 
 def test_gradients_stay_finite_beside_masked_scores():
@@ -87,7 +87,7 @@ def test_gradients_stay_finite_beside_masked_scores():
       ATTEND(q, keys, values, mask),
       ATTEND(q, keys, values, jnp.zeros_like(mask)),
     )
-    return layers.join(*parts).sum()
+    return layers.join(parts).sum()
 
   for leaf in jax.jit(jax.grad(total, (0, 1)))(q, 100 * keys):
     assert np.isfinite(leaf).all()

@@ -124,12 +124,13 @@ def test_slots_of_different_lengths_and_a_window_over_the_live_ones(c):
   rows = tiny.plain_rows(ids)
   want = logits_of(c, rows)
   start = np.asarray([1, 4, 2])
-  cache = caches.empty(c, 3, 16)
+  cache = caches.empty(c, 3, 16, windows=(5, 8, 16))
   _, cache = cached(c)(
     tiny.params(c), rows.tokens_BL[:, :4], rows.positions_BL[:, :4], cache
   )
   # Slots that hold less than was fed: what lies beyond their length is garbage.
-  cache = cache.replace(length_S=jnp.asarray(start, jnp.int32))
+  length_S = jnp.asarray(start, jnp.int32)
+  cache = cache.replace(length_S=length_S, column=length_S)
   for step in range(4):
     place = start + step
     got, cache = cached(c, window=8)(
@@ -153,10 +154,11 @@ def test_shared_prompts_and_own_parts_are_one_forward(c):
   index = np.asarray([0, 0, 1, 1, 2, 2])
   cache = caches.empty(c, 6, 5).replace(
     prompt=caches.PromptCache(
-      k_ZQKHP=prefilled.k_ZSKHW,
-      v_ZQKPH=prefilled.v_ZSKWH,
+      keys=tuple(keys[0] for keys in prefilled.keys),
+      values=tuple(values[0] if values else None for values in prefilled.values),
       length_Q=jnp.asarray(padded.length_Q - 1),
-      index_S=jnp.asarray(index),
+      row_S=jnp.arange(6),
+      samples=2,
     )
   )
   whole = [np.concatenate([prompts[q], own[s]]) for s, q in enumerate(index)]

@@ -119,15 +119,14 @@ def rollout(partition, slots, c=C):
     functools.partial(
       decode.generate,
       c,
-      samples=2,
-      max_tokens=10,
-      stop_ids=tiny.STOP,
-      slots=slots,
+      plan=decode.Plan(samples=2, max_tokens=10, slots=slots),
       partition=held,
     ),
     out_shardings=NamedSharding(partition.mesh, PartitionSpec()),
   )
-  controls = logits.controls(16, temperature=1.1, top_p=0.9, max_tokens=10)
+  controls = logits.controls(
+    16, temperature=1.1, top_p=0.9, max_tokens=10, stop_ids=tiny.STOP
+  )
   key = prng.at(prng.root(0), "rollout", 3)
   arguments = jax.tree.map(np.asarray, (tiny.prompts(PROMPTS), controls))
   out = program(place(shardings, tiny.params(c)), *arguments, key)

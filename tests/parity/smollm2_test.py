@@ -46,9 +46,8 @@ def greedy(model, prompts, stop_ids):
   tokens_QP = np.zeros((len(prompts), max(map(len, prompts))), np.int32)
   for row, ids in zip(tokens_QP, prompts, strict=True):
     row[: len(ids)] = ids
-  generate = functools.partial(
-    decode.generate, c, samples=1, max_tokens=NUM_GREEDY, stop_ids=stop_ids
-  )
+  plan = decode.Plan(samples=1, max_tokens=NUM_GREEDY)
+  generate = functools.partial(decode.generate, c, plan=plan)
   rollout = jax.jit(generate)(
     params,
     decode.Prompts(
@@ -56,7 +55,9 @@ def greedy(model, prompts, stop_ids):
       length_Q=jnp.asarray([len(ids) for ids in prompts], jnp.int32),
       problem_Q=jnp.arange(len(prompts)),
     ),
-    logits.controls(len(prompts), temperature=0.0, max_tokens=NUM_GREEDY),
+    logits.controls(
+      len(prompts), temperature=0.0, max_tokens=NUM_GREEDY, stop_ids=stop_ids
+    ),
     jax.random.key(0),
   )
   tokens_BT, length_B = np.asarray(rollout.tokens_BT), np.asarray(rollout.length_B)

@@ -2,12 +2,11 @@
 
 import functools
 
-import jax
 import numpy as np
 import pytest
 
 from r1jax import prng, sharding
-from r1jax.sampling import decode, logits, streaming
+from r1jax.sampling import logits, streaming
 from tests import tiny
 
 C = tiny.config(max_length=200)
@@ -36,9 +35,7 @@ def drawn(stream, prompt=PROMPT, *, key=KEY, part=0, max_tokens=40, **controls):
 
 @functools.cache
 def rolled_out(part=0, max_tokens=40):
-  rollout = jax.jit(
-    functools.partial(decode.generate, C, samples=1, max_tokens=64, stop_ids=tiny.STOP)
-  )(
+  rollout = tiny.generator(C, samples=1, max_tokens=64, stop_ids=tiny.STOP)(
     tiny.params(C),
     tiny.prompts([PROMPT], ids=[part]),
     logits.controls(1, temperature=1.0, top_p=0.9, max_tokens=max_tokens),

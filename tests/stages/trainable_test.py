@@ -96,7 +96,7 @@ def test_each_step_sends_the_adapter_alone():
   held = sampler.hold(frozen)
   adapter = trainable.fresh("zero", "")
   weights = sampler.weights(adapter, held)
-  there = {leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(frozen)}
+  there = {leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(held)}
   sent = [
     leaf
     for leaf in jax.tree.leaves(weights)

@@ -82,11 +82,7 @@ def test_against_full_logits(chunk):
     assert leaf.dtype == jnp.float32
     assert not np.asarray(leaf)[outside].any()
     assert np.asarray(leaf)[~outside].all()
-  jax.tree.map(
-    functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=2e-5),
-    gradient,
-    want_gradient,
-  )
+  tiny.assert_same_sums(gradient, want_gradient, tolerance=1e-6)
 
 
 def test_entropy_and_shaped_scores_have_no_gradient():
@@ -109,11 +105,12 @@ def shape(logits_CV, **settings):
 SAMPLING = {"temperature": 0.8, "top_p": 0.85}
 
 
-@pytest.mark.parametrize("packed", [False, True], ids=["unpacked", "packed"])
-def test_rollout_scores_equal_the_samplers(packed):
+@pytest.mark.parametrize("shared", [False, True], ids=["repeated", "shared"])
+def test_rollout_scores_equal_the_samplers(shared):
   """R1, R4: teacher-forced log-probs of a rollout, at temperature 0.8 and top-p 0.85,
-  are the sampler's own within 1e-4, in rows of their own and packed; so the truncated
-  mass is not ignored, and the untruncated log-prob is smaller."""
+  are the sampler's own within 1e-4, with a prompt before each answer and one before
+  several; so the truncated mass is not ignored, and the untruncated log-prob is
+  smaller."""
   rollout = tiny.generator(C, **tiny.REFILL)(
     tiny.params(C),
     tiny.prompts(tiny.PROMPTS),
@@ -127,8 +124,13 @@ def test_rollout_scores_equal_the_samplers(packed):
   completions = [np.asarray(rollout.tokens_BT)[b, : lengths[b]] for b in rows]
   whole = [[*p, *t] for p, t in zip(prompts, completions, strict=True)]
   skip = [len(p) for p in prompts]
-  pack = packing.pack(whole, skip, row_length=76, packed=packed)
-  assert (len(pack.rows.tokens_BL) < 12) == packed
+  groups = [
+    packing.Group([3 * q, 3 * q + 1, 3 * q + 2], len(ids))
+    for q, ids in enumerate(tiny.PROMPTS)
+  ]
+  pack = packing.pack(
+    whole, skip, row_length=150, groups=groups if shared else None, num_rows=8
+  )
   score = jax.jit(
     functools.partial(
       logprobs.token_logprobs,
@@ -144,6 +146,144 @@ def test_rollout_scores_equal_the_samplers(packed):
   np.testing.assert_allclose(scores.shaped_logp_BL, want_BL, atol=1e-4)
   assert (np.asarray(scores.logp_BL) <= want_BL + 1e-4).all()
   assert np.abs(scores.logp_BL - want_BL).max() > 0.1
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3_moe", "deepseek_v3"])
+def test_a_shared_prompt_is_a_prompt_before_each_answer(name):
+  """R4, R5: in log-probs, entropies, loss and gradient, also of the balance of experts
+  and where experts are replayed; nothing in common, one token and more, and a group in
+  several rows."""
+  c = tiny.FAMILY[name]
+  rng = np.random.default_rng(0)
+  groups, sequences, first = [], [], []
+  for prompt_length, lengths in ((5, (6, 4, 3, 6)), (1, (5, 2)), (3, (1, 2))):
+    prompt = rng.integers(0, c.vocab, prompt_length)
+    numbers = len(sequences) + np.arange(len(lengths))
+    groups.append(packing.Group(numbers, prompt_length))
+    for n in lengths:
+      sequences.append([*prompt, *rng.integers(0, c.vocab, n)])
+      first.append(prompt_length)
+  values = [rng.normal(size=len(s)).astype(np.float32) for s in sequences]
+  alone = [packing.Group([i], 0) for i in range(len(sequences))]
+  together, apart = (
+    packing.pack(sequences, first, row_length=19, groups=some, num_rows=5)
+    for some in (groups, alone)
+  )
+  num_rows = [len({together.row_of[i] for i in group.members}) for group in groups]
+  assert num_rows == [2, 2, 1]
+  sizes = [(pack.rows.segments_BL > 0).sum() for pack in (together, apart)]
+  assert sizes[0] == sizes[1] - 4 * (4 - 2) - 2 * (2 - 1)
+
+  @jax.jit
+  @functools.partial(jax.value_and_grad, has_aux=True)
+  def run(params, rows, weight_BL):
+    scores = logprobs.token_logprobs(
+      c, params, rows, temperature=0.9, chunk=16, balance=c.experts is not None
+    )
+    total = (weight_BL * scores.logp_BL).sum()
+    if c.experts is not None:
+      total += (jnp.abs(weight_BL) * rows.mask_BL * scores.routed.balance_BL).sum()
+    return total, (scores.logp_BL, scores.entropy_BL)
+
+  found = []
+  for pack in (together, apart):
+    rows = pack.rows
+    if name == "qwen3_moe":
+      # As a prompt goes one way whoever continues it.
+      went = [chosen(c, sequence) for sequence in sequences]
+      experts_BLZK = pack.spread(went, skip=[0] * len(went), fill=-1)
+      rows = rows.replace(experts_BLZK=experts_BLZK)
+    (total, by_token), gradient = run(
+      tiny.params(c), rows, pack.spread(values, skip=[0] * len(values))
+    )
+    own = [
+      np.asarray(x_BL)[row, columns]
+      for x_BL in by_token
+      for row, columns in zip(pack.row_of, pack.columns, strict=True)
+    ]
+    found.append((total, own, gradient))
+  tiny.assert_same_sums(*found, tolerance=1e-5)
+
+
+def chosen(c, sequence):
+  """Some experts [tokens, Z, K] that depend on the token."""
+  each = [
+    np.random.default_rng(int(token)).permutation(c.experts.count) for token in sequence
+  ]
+  went = np.stack(each)[:, None, : c.experts.per_token]
+  return np.repeat(went, c.depth, axis=1).astype(np.int32)
+
+
+def test_any_packing_gives_the_same_scores():
+  """R4: other rows, other mates, prompts shared or not, other lengths of a row."""
+  rng = np.random.default_rng(0)
+  prompts = [rng.integers(0, C.vocab, n) for n in (4, 2, 6)]
+  sequences = [[*p, *rng.integers(0, C.vocab, n)] for p in prompts for n in (1, 5, 3)]
+  first = [len(prompt) for prompt in prompts for _ in range(3)]
+  score = jax.jit(functools.partial(logprobs.token_logprobs, C, chunk=12))
+  want = None
+  for row_length in (11, 16, 70):
+    for members in (1, 2, 3):
+      groups = [
+        packing.Group(range(i, min(i + members, 3 * q + 3)), len(prompts[q]))
+        for q in range(3)
+        for i in range(3 * q, 3 * q + 3, members)
+      ]
+      pack = packing.pack(
+        sequences, first, row_length=row_length, groups=groups, num_rows=9
+      )
+      logp_BL = np.asarray(score(tiny.params(C), pack.rows).logp_BL)
+      placed = zip(pack.row_of, pack.columns, strict=True)
+      got = np.concatenate([logp_BL[row, columns] for row, columns in placed])
+      want = got if want is None else want
+      np.testing.assert_allclose(got, want, atol=2e-5)
+  assert (want != 0).sum() == 27
+
+
+def test_only_masked_tokens_go_through_the_vocabulary():
+  """As many chunks as the row with most of them needs, in one program."""
+  calls = []
+
+  def counted(logits_CV):
+    jax.debug.callback(lambda: calls.append(len(logits_CV)))
+    return jax.nn.log_softmax(logits_CV)
+
+  @jax.jit
+  @jax.grad
+  def run(params, rows):
+    scores = logprobs.token_logprobs(
+      C, params, rows, shape_logits=counted, chunk=2 * len(rows.tokens_BL)
+    )
+    return scores.logp_BL.sum()
+
+  rows = tiny.plain_rows([range(30), range(12)])
+  for first, want in ((25, 3), (29, 1), (1, 15), (30, 0)):
+    calls.clear()
+    mask_BL = rows.mask_BL * (np.arange(30) >= first)
+    jax.block_until_ready(run(tiny.params(C), rows.replace(mask_BL=mask_BL)))
+    jax.effects_barrier()
+    assert calls == [4] * want
+  assert run._cache_size() == 1
+
+
+def test_the_heads_gradient_is_added_up_in_float32():
+  """Of 128 tokens one at a time as all at once, but for one rounding to bfloat16."""
+  c = tiny.config(depth=1, tied_head=False)
+  params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), tiny.params(c))
+  rows = tiny.plain_rows([np.random.default_rng(0).integers(0, c.vocab, 129)])
+
+  def head_gradient(chunk):
+    def total(head):
+      scores = logprobs.token_logprobs(c, {**params, "head": head}, rows, chunk=chunk)
+      assert scores.logp_BL.dtype == jnp.float32
+      return scores.logp_BL.sum()
+
+    return jax.jit(jax.grad(total))(params["head"])
+
+  one, whole = head_gradient(1), head_gradient(129)
+  assert one.dtype == jnp.bfloat16
+  one, whole = np.asarray(one, np.float32), np.asarray(whole, np.float32)
+  np.testing.assert_allclose(one, whole, rtol=2**-7, atol=1e-4)
 
 
 def test_temperature_is_traced():

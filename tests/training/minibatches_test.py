@@ -5,30 +5,39 @@ import numpy as np
 import pytest
 
 from r1jax.errors import InputError
-from r1jax.training.minibatches import minibatches
+from r1jax.training.minibatches import deal, minibatches
 
 LONGEST = 10
 SIZES = {"parts": 2, "rows": 2, "row_length": 24, "longest": LONGEST, "shards": 1}
-LENGTHS = ((3, 7), (1, 1), (4, 2), (2, 8), (1, 9), (5, 5), (2, 1), (3, 3))
+# Tokens of each prompt, and of each of the two answers to it.
+PROMPTS = (3, 1, 4, 2)
+LENGTHS = (7, 1, 9, 2, 5, 6, 8, 1)
+# Answer 6 is to prompt 3, 1 to 0, 3 to 1 and 5 to 2.
 ORDER = (6, 1, 3, 0, 5, 4, 2, 7)
+PARTS = ((6, 7, 1, 0), (3, 2, 5, 4))
 
 
-def rollout(lengths=LENGTHS, *, order=ORDER, untrained=(), **settings):
+def rollout(prompts=PROMPTS, lengths=LENGTHS, *, order=ORDER, untrained=(), **settings):
   """Mini-batches of answers whose tokens, log-probs and advantages say their number."""
   rows = range(len(lengths))
   return minibatches(
     order=np.asarray(order),
-    prompts=[100 * row + np.arange(lengths[row][0]) for row in rows],
-    completions=[100 * row + 50 + np.arange(lengths[row][1]) for row in rows],
-    logp=[-(row + np.arange(lengths[row][1], dtype=np.float32) / 16) for row in rows],
+    prompts=[prompt_tokens(number, size) for number, size in enumerate(prompts)],
+    prompt_of=np.repeat(np.arange(len(prompts)), len(lengths) // len(prompts)),
+    completions=[100 * row + np.arange(lengths[row]) for row in rows],
+    logp=[-(row + np.arange(lengths[row], dtype=np.float32) / 16) for row in rows],
     advantage=np.arange(len(lengths), dtype=np.float32) + 1,
     trained=np.asarray([row not in untrained for row in rows], np.float32),
     **{**SIZES, "reduction": "sequence_mean", "length_constant": None, **settings},
   )
 
 
+def prompt_tokens(number, size):
+  return 10_000 + 100 * number + np.arange(size)
+
+
 def answers(batch):
-  """{answer: its columns of every leaf} in the first `count` microbatches."""
+  """{answer: its and its prompt's columns of every leaf} in `count` microbatches."""
   found = {}
   leaves = {
     **{k: v for k, v in vars(batch.experience.rows).items() if v is not None},
@@ -36,38 +45,83 @@ def answers(batch):
     "logp_BL": batch.experience.logp_behaviour_BL,
   }
   for place in np.ndindex(batch.count, SIZES["rows"]):
-    segments = leaves["segments_BL"][place]
+    segments, parents = (
+      leaves[f"{name}_BL"][place] for name in ("segments", "parents")
+    )
     for segment in range(1, segments.max() + 1):
-      own = {name: leaf[place][segments == segment] for name, leaf in leaves.items()}
-      found[int(own["tokens_BL"][0] // 100)] = own
+      (parent,) = set(parents[segments == segment])
+      here = (segments == segment) | (segments == parent)
+      own = {name: leaf[place][here] for name, leaf in leaves.items()}
+      if own["tokens_BL"][-1] < 10_000:
+        answer = int(own["tokens_BL"][-1] // 100)
+        assert answer not in found
+        found[answer] = own
   return found
 
 
-def test_every_answer_lies_whole_in_the_part_of_its_turn():
+def test_every_answer_lies_behind_its_prompt_in_the_part_of_its_turn():
   first, second = map(answers, rollout(untrained=(3,)))
-  assert (set(first), set(second)) == (set(ORDER[:4]), set(ORDER[4:]))
+  assert (set(first), set(second)) == tuple(map(set, PARTS))
   for row, own in {**first, **second}.items():
-    prompt, completion = LENGTHS[row]
-    tokens = [100 * row + at for at in range(prompt)]
-    tokens += [100 * row + 50 + at for at in range(completion)]
+    prompt, completion = PROMPTS[row // 2], LENGTHS[row]
+    tokens = [10_000 + 100 * (row // 2) + at for at in range(prompt)]
+    tokens += [100 * row + at for at in range(completion)]
     assert own["tokens_BL"].tolist() == tokens
     assert own["positions_BL"].tolist() == list(range(prompt + completion))
     trained = completion if row != 3 else 0
     kept_out = prompt + completion - trained
     assert own["mask_BL"].tolist() == [0] * kept_out + [1] * trained
-    assert set(own["length_BL"]) == {trained}
+    assert set(own["length_BL"][prompt - 1 :]) == {trained}
     assert own["advantage_BL"].tolist() == [0] * prompt + [row + 1] * completion
     logp = [-(row + at / 16) for at in range(completion)]
     assert own["logp_BL"].tolist() == [0] * prompt + logp
 
 
+def test_a_prompt_lies_once_where_its_answers_fit_one_row():
+  for batch, part in zip(rollout(), PARTS, strict=True):
+    numbers = {row // 2 for row in part}
+    tokens = sum(PROMPTS[number] - 1 for number in numbers)
+    tokens += sum(LENGTHS[row] + 1 for row in part)
+    assert (batch.experience.rows.segments_BL > 0).sum() == tokens
+
+
+def test_experts_of_a_prompt_are_laid_once():
+  """Those of each token stand at it, of padding -1."""
+  whole = [
+    np.concatenate(
+      [prompt_tokens(row // 2, PROMPTS[row // 2]), 100 * row + np.arange(n)]
+    )
+    for row, n in enumerate(LENGTHS)
+  ]
+  experts = [np.broadcast_to(ids[:, None, None], (len(ids), 2, 3)) for ids in whole]
+  for batch in rollout(experts=experts):
+    rows = batch.experience.rows
+    assert rows.experts_BLZK.shape == (*rows.tokens_BL.shape, 2, 3)
+    want = np.where(rows.segments_BL > 0, rows.tokens_BL, -1)[..., None, None]
+    assert (rows.experts_BLZK == want).all()
+
+
+@pytest.mark.parametrize(
+  ("prompt_of", "parts", "want"),
+  [
+    ([0, 0, 1, 1, 2, 2], 3, [[3, 2], [0, 1], [4, 5]]),
+    # Two parts of three prompts: the second one's answers go to both.
+    ([0, 0, 1, 1, 2, 2], 2, [[3, 2, 0], [1, 4, 5]]),
+    ([0, 1, 2, 3, 4, 5], 2, [[3, 0, 4], [1, 5, 2]]),
+  ],
+)
+def test_prompts_are_dealt_in_random_order_with_their_answers(prompt_of, parts, want):
+  order = np.asarray([3, 0, 4, 1, 5, 2])
+  assert deal(order, np.asarray(prompt_of), parts).tolist() == want
+
+
 @pytest.mark.parametrize(
   ("settings", "want"),
   [
-    # Answers 6 1 3 0 and 5 4 2 7 have 1 + 1 + 8 + 7 and 5 + 9 + 2 + 3 tokens.
-    ({"reduction": "sequence_mean"}, (3, 4)),
-    ({"reduction": "token_mean"}, (9, 19)),
-    ({"reduction": "constant", "length_constant": 9.0}, (27, 36)),
+    # Answers 6 7 1 0 and 3 2 5 4 have 8 + 1 + 1 + 7 and 2 + 9 + 6 + 5 tokens.
+    ({"reduction": "sequence_mean"}, (4, 3)),
+    ({"reduction": "token_mean"}, (17, 20)),
+    ({"reduction": "constant", "length_constant": 9.0}, (36, 27)),
   ],
 )
 def test_denominators_by_hand(settings, want):
@@ -76,7 +130,7 @@ def test_denominators_by_hand(settings, want):
 
 
 def test_a_part_in_which_all_is_masked():
-  nothing, other = rollout(untrained=ORDER[:4])
+  nothing, other = rollout(untrained=PARTS[0])
   assert nothing.denominator == 0 and not nothing.experience.rows.mask_BL.any()
   assert nothing.count > 0 and other.denominator == 4
 
@@ -85,13 +139,19 @@ def test_a_part_in_which_all_is_masked():
 def test_any_lengths_fit_one_shape(row_length):
   """R12: also answers that are all as long as they may be."""
   rng = np.random.default_rng(0)
-  draws = [[(1, LONGEST - 1)] * 24, [(4, 1)] * 24]
-  for high in (3, 6, 6, 10, 10, 10):
-    total = rng.integers(2, high + 1, 24)
-    draws.append([(1, int(n) - 1) for n in total])
+  draws = []
+  for samples in (1, 2, 3, 6, 12, 24):
+    num_prompts = 24 // samples
+    draws.append(([1] * num_prompts, [LONGEST - 1] * 24))
+    draws.append(([LONGEST - 1] * num_prompts, [1] * 24))
+    for high in (2, 5, 5, 9, 9):
+      prompts = rng.integers(1, high + 1, num_prompts)
+      draws.append(
+        (prompts, rng.integers(1, LONGEST + 1 - np.repeat(prompts, samples)))
+      )
   shapes, counts = set(), set()
-  for lengths in draws:
-    for batch in rollout(lengths, order=np.arange(24), row_length=row_length):
+  for prompts, lengths in draws:
+    for batch in rollout(prompts, lengths, order=np.arange(24), row_length=row_length):
       shapes.add(tuple(leaf.shape for leaf in jax.tree.leaves(batch.experience)))
       counts.add(batch.count)
       segments = batch.experience.rows.segments_BL

@@ -9,11 +9,13 @@ from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
 from r1jax import prng, sharding, trees
+from r1jax.checkpoints import Checkpoints
 from r1jax.models import parameters
 from r1jax.models.presets import PRESETS
 from r1jax.optim import make_optimizer
 from r1jax.sharding import MESH_AXES, TRAIN_RULES, Partition
-from r1jax.training import state
+from r1jax.stages.trainable import matrices
+from r1jax.training import state, step
 from tests import tiny
 
 C = tiny.config(vocab=32)
@@ -42,24 +44,94 @@ def test_adam_moments_lie_where_their_parameters_lie():
   assert got.step.spec == P()
 
 
-def test_factored_moments_are_whole():
-  """Adafactor's rows and columns have paths of parameters but not their shapes."""
+def test_factored_moments_are_split_as_far_as_they_go():
+  """Rows lie where the inputs of their matrix lie, columns where the outputs do."""
+  optimizer, _ = make_optimizer(
+    matrices(SPECS), kind="adafactor", learning_rate=1e-3, b1=0.0
+  )
+  got = state.state_shardings(SPECS, optimizer, SPLIT, jnp.float32)
+  by_path = {}
+  for path, at in leaves_by_place(got.opt_state):
+    by_path.setdefault(path, []).append(at.spec)
+  assert by_path["layers/attn/q"] == [
+    P(None, "fsdp", None, None),
+    P(None, None, "tp", None),
+  ]
+  assert by_path["layers/attn/o"] == [
+    P(None, "tp", None, None),
+    P(None, None, None, "fsdp"),
+  ]
+  assert by_path["embed"] == [P("tp", None), P(None, "fsdp")]
+  assert by_path["layers/attn_norm"] == [P(None, None)]
+
+
+def test_moments_of_another_shape_are_whole():
+  """optax's own factored moments have the paths of parameters alone."""
   optimizer = optax.adafactor(1e-3, min_dim_size_to_factor=8)
-  shardings = state.state_shardings(SPECS, optimizer, SPLIT, jnp.float32)
-  shapes = jax.eval_shape(optimizer.init, parameters.abstract_params(C, jnp.float32))
-  params = {
-    leaf.shape: path
-    for path, leaf in trees.flatten(parameters.abstract_params(C, jnp.float32)).items()
-  }
-  factored = 0
-  for (path, at), (_, leaf) in zip(
-    leaves_by_place(shardings.opt_state), leaves_by_place(shapes), strict=True
-  ):
-    assert len(at.spec) <= len(leaf.shape), path
-    if leaf.shape not in params:
-      assert at.spec == P()
-      factored += len(leaf.shape) > 1
-  assert factored
+  got = state.state_shardings(SPECS, optimizer, SPLIT, jnp.float32)
+  specs = [at.spec for path, at in leaves_by_place(got.opt_state) if path == "embed"]
+  assert len(specs) == 3 and set(specs) == {P()}
+
+
+def start_of(optimizer):
+  """A state around copies of the parameters, and an update of it."""
+  one = sharding.single_device()
+  update = step.make_update(
+    lambda params, frozen, scale: (scale * optax.tree.norm(params, squared=True), {}),
+    optimizer,
+    state.state_shardings(SPECS, optimizer, one, jnp.float32),
+    one.sharding(),
+  )
+  params = jax.tree.map(jnp.copy, tiny.params(C))
+  start = state.state_of(params, SPECS, optimizer, one)
+  return start, lambda now: update(now, None, jnp.ones((1,)), 1, 1.0)[0]
+
+
+def test_an_offloaded_state_lies_on_the_host_and_steps_alike():
+  """Between updates; what it is computed with lies on the device."""
+  ends = []
+  for offload in (False, True):
+    optimizer, _ = make_optimizer(learning_rate=1e-2, offload=offload)
+    now, update = start_of(optimizer)
+    for _ in range(2):
+      now = update(now)
+    moments = [leaf for leaf in jax.tree.leaves(now.opt_state) if leaf.ndim]
+    kinds = {leaf.sharding.memory_kind for leaf in moments}
+    assert kinds == {"pinned_host" if offload else "device"}
+    kinds = {leaf.sharding.memory_kind for leaf in jax.tree.leaves(now.params)}
+    assert kinds == {"device"}
+    ends.append(now)
+  jax.tree.map(np.testing.assert_array_equal, *ends)
+
+
+@pytest.mark.filterwarnings("ignore:Sharding info not provided")
+@pytest.mark.parametrize(
+  "settings",
+  [
+    {"kind": "adafactor", "moment_dtype": "bfloat16", "offload": True},
+    {"kind": "muon", "moment_dtype": "bfloat16"},
+  ],
+  ids=str,
+)
+def test_a_state_of_another_kind_goes_on_bit_for_bit(settings, tmp_path):
+  """R10: from a checkpoint, placed where it was."""
+  optimizer, _ = make_optimizer(matrices(SPECS), learning_rate=1e-2, **settings)
+  now, update = start_of(optimizer)
+  now = update(now)
+  with Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(1, now, {})
+    abstract = state.abstract_state(
+      SPECS, optimizer, sharding.single_device(), jnp.float32
+    )
+    again, _, _ = checkpoints.restore(abstract)
+  jax.tree.map(
+    lambda leaf, other: np.testing.assert_equal(
+      leaf.sharding.memory_kind, other.sharding.memory_kind
+    ),
+    now,
+    again,
+  )
+  jax.tree.map(np.testing.assert_array_equal, update(again), update(now))
 
 
 def test_abstract_state_is_the_state_to_be():

@@ -1,0 +1,115 @@
+"""The programs of a step, compiled for four chips of a v5e that are not there.
+
+`python -m tests.tpu.programs MODEL` prints a line of JSON: of each program the kernels
+in it and the bytes a chip holds while it runs. The compiler is that of the `libtpu`
+package, which needs no TPU for this.
+"""
+
+import dataclasses
+import functools
+import json
+import re
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh
+
+from r1jax.models import parameters
+from r1jax.models.config import ModelConfig
+from r1jax.models.presets import PRESETS
+from r1jax.sampling import decode, logits
+from r1jax.sharding import MESH_AXES, SAMPLE_RULES, TRAIN_RULES, Partition
+from r1jax.training import state, step
+from r1jax.training.logprobs import token_logprobs
+from r1jax.types import Experience, TokenRows
+from tests import tiny
+
+SHAPE = {"data": 1, "fsdp": 2, "tp": 2, "ep": 1, "sp": 1}
+ROWS, LENGTH = 4, 1024  # long enough for the attention kernel
+OPTIMIZER = optax.adamw(1e-5)
+MODELS = {
+  "qwen2.5-1.5b": PRESETS["qwen2.5-1.5b"],
+  **{name: dataclasses.replace(c, vocab=64) for name, c in tiny.FAMILY.items()},
+}
+
+
+def topology() -> Mesh:
+  chips = topologies.get_topology_desc("v5e:2x2", "tpu").devices
+  shape = tuple(SHAPE[axis] for axis in MESH_AXES)
+  axis_types = (AxisType.Auto,) * len(MESH_AXES)
+  return Mesh(np.asarray(chips).reshape(shape), MESH_AXES, axis_types=axis_types)
+
+
+def experience(partition: Partition) -> Experience:
+  """One microbatch of packed rows that share prompts, without values."""
+  at = partition.sharding(None, "batch")
+  shape = (1, ROWS, LENGTH)
+  f32 = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=at)
+  i32 = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=at)
+  rows = TokenRows(i32, i32, i32, f32, f32, parents_BL=i32)
+  return Experience(rows, f32, f32, f32, f32)
+
+
+def update(c: ModelConfig, mesh: Mesh):
+  partition = Partition(mesh, TRAIN_RULES)
+  specs = parameters.param_specs(c)
+  start = state.abstract_state(specs, OPTIMIZER, partition, jnp.bfloat16)
+  shardings = state.state_shardings(specs, OPTIMIZER, partition, jnp.bfloat16)
+
+  def loss(params, frozen, batch):
+    del frozen
+    return tiny.grpo_loss(c, params, batch, partition, remat="dots")
+
+  at = partition.sharding(None, "batch")
+  program = step.make_update(loss, OPTIMIZER, shardings, at)
+  return program.lower(start, None, experience(partition), 1, 64.0)
+
+
+def score(c: ModelConfig, mesh: Mesh):
+  partition = Partition(mesh, TRAIN_RULES)
+  shardings = partition.of_specs(parameters.param_specs(c))
+
+  def scores(params, frozen, batch):
+    del frozen
+    return token_logprobs(c, params, batch.rows, partition=partition).logp_BL
+
+  program = step.make_score(scores, shardings, partition.sharding(None, "batch"))
+  params = parameters.abstract_params(c, jnp.bfloat16, shardings)
+  return program.lower(params, None, experience(partition), 1)
+
+
+def rollout(c: ModelConfig, mesh: Mesh):
+  partition = Partition(mesh, SAMPLE_RULES)
+  # A step has its layers one behind another: a program of all of them is long.
+  c = dataclasses.replace(c, depth=min(c.depth, 3))
+  specs = parameters.unstacked(parameters.param_specs(c))
+  params = parameters.abstract(specs, jnp.bfloat16, partition.of_specs(specs))
+  plan = decode.Plan(samples=4, max_tokens=128, slots=8)
+  generate = functools.partial(decode.generate, c, plan=plan, partition=partition)
+  program = jax.jit(generate, out_shardings=partition.sharding())
+  prompts = tiny.prompts([[1, 2, 3]] * 4, capacity=128)
+  controls = logits.controls(16, max_tokens=128, top_p=0.9, stop_ids=(2,))
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  return program.lower(params, *jax.tree.map(np.asarray, (prompts, controls)), key)
+
+
+def seen(lowered) -> dict:
+  """Names of kernels, and bytes on a chip."""
+  compiled = lowered.compile()
+  memory = compiled.memory_analysis()
+  size = memory.argument_size_in_bytes + memory.output_size_in_bytes
+  size += memory.temp_size_in_bytes - memory.alias_size_in_bytes
+  text = compiled.as_text()
+  calls = re.findall(r'custom-call\(.*op_name="([^"]*)"', text)
+  names = {part for call in calls for part in call.split("/")}
+  return {"kernels": sorted(names), "bytes": size}
+
+
+if __name__ == "__main__":
+  given, chips = MODELS[sys.argv[1]], topology()
+  made = {make.__name__: seen(make(given, chips)) for make in (update, score, rollout)}
+  print(json.dumps(made))
