@@ -94,7 +94,7 @@ PANELS = (
       "score/share_of_limit": "scoring",
       "update/share_of_limit": "training",
     },
-    "Of the least time that products and memory reads would take.",
+    "The least time that products and memory reads would take, in the time taken.",
   ),
   Panel(
     "Idle slots",

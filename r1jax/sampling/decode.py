@@ -154,12 +154,12 @@ class DecodeState:
 def windows_of(max_tokens: int) -> tuple[int, ...]:
   """Attention windows: a step pays for the smallest that holds the columns in use.
 
-  Each is half of the next one; few, since each compiles a step of its own.
+  Each is at least half of the next one; few, since each compiles a step of its own.
   """
-  num_doublings = math.ceil(math.log2(max(max_tokens / _SMALLEST_WINDOW, 1)))
-  smallest = max_tokens / 2 ** min(num_doublings, _MOST_WINDOWS - 1)
-  smallest = math.ceil(smallest / _SMALLEST_WINDOW) * _SMALLEST_WINDOW
-  ends = [smallest * 2**i for i in range(_MOST_WINDOWS)]
+  most = _MOST_WINDOWS - 1
+  ratio = min(max(max_tokens / _SMALLEST_WINDOW, 1) ** (1 / most), 2)
+  parts = {round(max_tokens / ratio**i / _SMALLEST_WINDOW) for i in range(1, most + 1)}
+  ends = [part * _SMALLEST_WINDOW for part in sorted(parts) if part]
   return (*[end for end in ends if end < max_tokens], max_tokens)
 
 
@@ -360,7 +360,8 @@ def _resumed(
     fed_SL = jnp.where(index_SL <= 0, last_S1, drawn_SL)
     position_SL = start_S[:, None] + jnp.maximum(index_SL, 0)
     here = cache.replace(
-      length_S=jnp.maximum(column - before_S, 0),
+      # Below 0 where a row begins later: such tokens attend to nothing of their own.
+      length_S=column - before_S,
       column=jnp.broadcast_to(column, cache.column.shape).astype(jnp.int32),
     )
     hidden_SLD, cache, _ = transformer.forward(

@@ -36,7 +36,7 @@ class Controls:
       which divides only; the rest is as transformers and vLLM do it); 1 is off.
     min_tokens: int32, stop ids have no mass before this many tokens are drawn.
     max_tokens: int32 of 1 or more, draw at most this many tokens.
-    stop_ids: int32 [S, N], drawing one ends the row; padded with -1.
+    stop_ids_SN: int32, drawing one ends the row; padded with -1.
     stop_strings: bool, whether stop strings end the row (`stops`).
   """
 
@@ -47,7 +47,7 @@ class Controls:
   repetition_penalty: jax.Array
   min_tokens: jax.Array
   max_tokens: jax.Array
-  stop_ids: jax.Array
+  stop_ids_SN: jax.Array
   stop_strings: jax.Array
 
 
@@ -86,14 +86,14 @@ def controls(
     repetition_penalty=jnp.full((rows,), repetition_penalty, jnp.float32),
     min_tokens=jnp.full((rows,), min_tokens, jnp.int32),
     max_tokens=jnp.full((rows,), max_tokens, jnp.int32),
-    stop_ids=jnp.tile(jnp.asarray([*stop_ids, *padding], jnp.int32), (rows, 1)),
+    stop_ids_SN=jnp.tile(jnp.asarray([*stop_ids, *padding], jnp.int32), (rows, 1)),
     stop_strings=jnp.full((rows,), stop_strings, bool),
   )
 
 
 def is_stop(token_S: jax.Array, controls_S: Controls) -> jax.Array:
   """Whether a token is one of its row's stop ids, bool [S]."""
-  return jnp.any(token_S[:, None] == controls_S.stop_ids, axis=-1)
+  return jnp.any(token_S[:, None] == controls_S.stop_ids_SN, axis=-1)
 
 
 def seen(tokens_QP: jax.Array, length_Q: jax.Array, num_tokens: int) -> jax.Array:
@@ -237,14 +237,14 @@ def _mask(
   num_rows, num_tokens = logits_SV.shape
   row_S1 = jnp.arange(num_rows)[:, None]
   penalty_S1 = controls_S.repetition_penalty[:, None]
-  forbidden_SN = jnp.full_like(controls_S.stop_ids, num_tokens)  # no token's id
+  forbidden_SN = jnp.full_like(controls_S.stop_ids_SN, num_tokens)  # no token's id
   masks = jnp.asarray(False)
   if seen_SV is not None:
     masks |= jnp.any(penalty_S1 != 1)
   if drawn_S is not None:
     short_S1 = (drawn_S < controls_S.min_tokens)[:, None]
-    forbids_SN = short_S1 & (controls_S.stop_ids != _NO_TOKEN)
-    forbidden_SN = jnp.where(forbids_SN, controls_S.stop_ids, forbidden_SN)
+    forbids_SN = short_S1 & (controls_S.stop_ids_SN != _NO_TOKEN)
+    forbidden_SN = jnp.where(forbids_SN, controls_S.stop_ids_SN, forbidden_SN)
     masks |= jnp.any(forbids_SN)
 
   def mask(logits_SV: jax.Array) -> jax.Array:
