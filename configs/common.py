@@ -165,6 +165,23 @@ def grpo() -> ConfigDict:
       "top_k": 0,
       "top_p": 1.0,
       "min_p": 0.0,
+      # Speculative decoding, which changes no token: "ngram" drafts what followed the
+      # last tokens before, in the prompt or the group's answers; "mtp" (1 token) asks
+      # the module that predicts one further. Worth it where few rows are decoded.
+      "draft": "",
+      "draft_tokens": 0,
+      # Prompts asked beyond `prompts`: a rollout ends when `prompts` groups are
+      # complete, and what is unfinished goes on in the next one.
+      "oversample": 0,
+      # 1: a rollout is started before the one before it is judged and trained on.
+      "lag": 0,
+      # What answers are drawn with, evaluations aside: weights in "int8" (one scale for
+      # each output channel), caches in "bfloat16", "float8_e4m3fn" or "int8" (one for
+      # each head and token); "" is the compute dtype. Less memory, and where reading it
+      # is what takes long, less time. Log-probs then differ from the trainer's, see
+      # policy/logp_gap_mean in the metrics; `loss.importance_cap` corrects for it.
+      "weights": "",
+      "cache": "",
     }
   )
   s.reward = ConfigDict(
@@ -191,6 +208,9 @@ def grpo() -> ConfigDict:
       "kl_estimator": "k3",  # R1
       "reduction": "sequence_mean",
       "length_constant": config_dict.placeholder(float),
+      # Truncated importance sampling for tokens of older or otherwise computed
+      # weights: the most that a token may weigh; 0 is off.
+      "importance_cap": 0.0,
     }
   )
   s.moe = mixture()

@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from r1jax.models import cache as caches
 from r1jax.models import parameters
 from r1jax.models.config import ModelConfig
 from r1jax.types import Rollout, TokenRows
@@ -125,7 +126,13 @@ def forward_flops(
 
 
 def decode_bytes(
-  c: ModelConfig, params: dict, *, steps: float, rows: int, cached: float
+  c: ModelConfig,
+  params: dict,
+  *,
+  steps: float,
+  rows: int,
+  cached: float,
+  cache: str = "",
 ) -> float:
   """Bytes that each device reads in decode steps: weights, and cached keys and values.
 
@@ -133,21 +140,21 @@ def decode_bytes(
     params: that are drawn with, arrays on their devices.
     rows: decoded at a time: they may have no need for every expert.
     cached: tokens read, over all steps and rows of all devices.
+    cache: what they are held in, see `decode.Plan`.
   """
   weights = 0.0
   for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
     name = jax.tree_util.keystr(path, simple=True, separator="/")
     own = math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-    if name.startswith("mtp/") or (name == "embed" and not c.tied_head):
-      continue  # not gone through; looked up
+    is_looked_up = name.startswith("embed") and not c.tied_head
+    if name.startswith("mtp/") or is_looked_up:
+      continue  # not gone through
     if "/experts/" in name:
       own *= min(1.0, rows * c.experts.per_token / c.experts.count)
     weights += own
-  width = 2 * c.kv_heads * c.head_dim
-  if c.latent is not None:
-    width = c.latent.kv_rank + c.latent.rope_dim
-  num_bytes = c.depth * width * params["embed"].dtype.itemsize
-  return steps * weights + cached * num_bytes / params["embed"].sharding.num_devices
+  num_bytes = caches.token_bytes(c, cache or params["embed"].dtype)
+  num_devices = jax.tree.leaves(params)[0].sharding.num_devices
+  return steps * weights + cached * num_bytes / num_devices
 
 
 def rollout_work(
@@ -156,6 +163,8 @@ def rollout_work(
   params: dict,
   prompts: Sequence[Sequence[int]],
   rollout: Rollout,
+  begun_B: np.ndarray | None = None,
+  cache: str = "",
 ) -> Work:
   """Of a rollout, its tokens being those drawn.
 
@@ -164,16 +173,23 @@ def rollout_work(
   Args:
     params: see `decode_bytes`.
     prompts: ids of each, whose rows lie behind one another.
+    begun_B: tokens of each row that an earlier rollout drew. That they are fed again is
+      not counted.
+    cache: see `decode_bytes`.
   """
   before_Q = np.asarray([len(ids) - 1 for ids in prompts], np.float64)
   length_QG = np.asarray(rollout.length_B, np.float64).reshape(len(prompts), -1)
-  drawn = length_QG.sum()
-  own = (length_QG * (length_QG - 1) / 2).sum()
+  begun_QG = np.zeros_like(length_QG)
+  if begun_B is not None:
+    begun_QG = begun_B.reshape(length_QG.shape).astype(np.float64)
+  drawn_QG = length_QG - begun_QG
+  drawn = drawn_QG.sum()
+  own = (length_QG * (length_QG - 1) - begun_QG * (begun_QG - 1)).sum() / 2
   prefill = forward_flops(
     c, tokens=before_Q.sum(), keys=(before_Q * (before_Q + 1) / 2).sum(), predicted=0
   )
   # The prompt's last token is fed by the first step of each row.
-  keys = (length_QG * (before_Q[:, None] + 1)).sum() + own
+  keys = (drawn_QG * (before_Q[:, None] + 1)).sum() + own
   flops = forward_flops(c, tokens=drawn, keys=keys, predicted=drawn)
   steps = int(rollout.counts["steps"])
   num_bytes = decode_bytes(
@@ -181,7 +197,8 @@ def rollout_work(
     params,
     steps=steps,
     rows=round(int(rollout.counts["slot_steps"]) / max(steps, 1)),
-    cached=own + (before_Q * length_QG.max(axis=1)).sum(),
+    cached=own + (before_Q * drawn_QG.max(axis=1)).sum(),
+    cache=cache,
   )
   least_s = machine.seconds(prefill) + machine.seconds(flops, num_bytes)
   return Work(int(drawn), least_s)

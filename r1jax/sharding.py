@@ -94,15 +94,25 @@ class Partition:
       return array
     return jax.lax.with_sharding_constraint(array, self.sharding(*axes))
 
+  def fitting(
+    self, shape: tuple[int, ...], axes: tuple[str | None, ...]
+  ) -> NamedSharding:
+    """`sharding` over those axes whose slices divide their dimension."""
+    return self.sharding(*self._fitting(shape, axes))
+
   def constrain_fitting(
     self, array: jax.Array, axes: tuple[str | None, ...]
   ) -> jax.Array:
-    """Pins those dimensions that their mesh axes divide."""
-    fitting = (
+    """`constrain` of those axes whose slices divide their dimension."""
+    return self.constrain(array, self._fitting(array.shape, axes))
+
+  def _fitting(
+    self, shape: tuple[int, ...], axes: tuple[str | None, ...]
+  ) -> tuple[str | None, ...]:
+    return tuple(
       axis if axis is not None and size % self.size(axis) == 0 else None
-      for size, axis in zip(array.shape, axes, strict=True)
+      for size, axis in zip(shape, axes, strict=True)
     )
-    return self.constrain(array, tuple(fitting))
 
   def size(self, axis: str) -> int:
     """Number of slices of a logical axis."""

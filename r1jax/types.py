@@ -108,6 +108,7 @@ class Rollout:
     prompt_experts_QPZK: int32, experts that the tokens of each prompt but its last went
       through; None where they were not recorded.
     experts_BTZK: the same, of the prompt's last token and all drawn ones but the last.
+    num_prompts: Q.
   """
 
   tokens_BT: Array
@@ -121,14 +122,15 @@ class Rollout:
   plain_logp_BT: Array | None = None
   prompt_experts_QPZK: Array | None = None
   experts_BTZK: Array | None = None
+  num_prompts: int = struct.field(pytree_node=False, default=0)
 
 
 @struct.dataclass
 class Experience:
   """Everything an update may see, token by token on packed rows (all float32).
 
-  `logp_old_BL` and `logp_ref_BL` are None until scored; `logp_ref_BL` stays None where
-  no reference is used.
+  `logp_old_BL`, `logp_ref_BL` and `importance_BL` are None until scored; the last two
+  stay None where no reference, and no truncated importance sampling, is used.
   """
 
   rows: TokenRows
@@ -136,6 +138,7 @@ class Experience:
   logp_behaviour_BL: Array
   logp_old_BL: Array | None = None
   logp_ref_BL: Array | None = None
+  importance_BL: Array | None = None
 
 
 @struct.dataclass

@@ -40,11 +40,20 @@ runpy.run_module("r1jax.train", run_name="__main__", alter_sys=True)
 
 @pytest.fixture(name="stop")
 def _stop(train, tmp_path):
-  """Runs the command in `tmp_path` until it is stopped; (exit code, what it said)."""
+  """Runs the command in a folder until it is stopped; (exit code, what it said)."""
 
-  def stop(stage, phase, nth, number=signal.SIGKILL, delay_s=0.0):
+  def stop(
+    stage,
+    phase,
+    nth,
+    number=signal.SIGKILL,
+    delay_s=0.0,
+    *,
+    args=(),
+    folder=tmp_path,
+  ):
     words = map(str, (stage, phase, nth, int(number), delay_s))
-    process = train(f"--workdir={tmp_path}", program=("-c", STOPPED, *words))
+    process = train(f"--workdir={folder}", *args, program=("-c", STOPPED, *words))
     out, errors = process.communicate(timeout=300)
     return process.returncode, out + errors
 
@@ -53,10 +62,10 @@ def _stop(train, tmp_path):
 
 @pytest.fixture(name="finish")
 def _finish(train, tmp_path):
-  """Runs the command in `tmp_path` to its end; what it said."""
+  """Runs the command in a folder to its end; what it said."""
 
-  def finish(*args):
-    process = train(f"--workdir={tmp_path}", *args)
+  def finish(*args, folder=tmp_path):
+    process = train(f"--workdir={folder}", *args)
     out, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     return out
@@ -102,6 +111,28 @@ def test_what_is_compared_is_worth_it(small_run):
   steps = [line for line in numbers(small_run) if "loss/policy" in line]
   assert all(line["optim/grad_norm"] > 0 for line in steps)
   assert len({line["loss/kl"] for line in steps}) == len(steps)
+
+
+AHEAD = (
+  "--config.zero.rollout.lag=1",
+  "--config.zero.rollout.oversample=1",
+  "--config.zero.loss.importance_cap=2.0",
+  "--config.checkpoint.save_every=1",
+)
+
+
+def test_rows_on_their_way_are_kept(stop, finish, small_run, tmp_path):
+  """Groups that go on in the next rollout, which is drawn ahead by older weights."""
+  whole, broken = tmp_path / "whole", tmp_path / "broken"
+  for folder in (whole, broken):
+    base_of(small_run, folder)
+  finish(*AHEAD, folder=whole)
+  code, _ = stop("zero", "pack", 5, args=AHEAD, folder=broken)
+  assert code == -signal.SIGKILL
+  assert re.search("zero: goes on from step [34]\n", finish(*AHEAD, folder=broken))
+  assert_same_run(broken, whole)
+  left = [line.get("rollout/groups_left") for line in numbers(whole)]
+  assert left.count(1) == 5
 
 
 def test_killed_and_then_stopped(stop, finish, small_run, tmp_path):

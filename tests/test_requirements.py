@@ -123,8 +123,7 @@ REQUIREMENTS = {
     (
       "training/logprobs_test.py"
       "::test_memory_does_not_grow_with_tokens_times_vocabulary",
-      "training/logprobs_test.py"
-      "::test_only_masked_tokens_go_through_the_vocabulary",
+      "training/logprobs_test.py::test_only_masked_tokens_go_through_the_vocabulary",
       "multidevice/meshes_test.py::test_the_work_is_split",
     ),
   ),

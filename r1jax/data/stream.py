@@ -64,7 +64,11 @@ class Stream(Generic[T]):
   def at(self, step: int) -> list[T]:
     """This host's items of a step, counted from 0."""
     positions = range(step * self._batch, (step + 1) * self._batch)[self._host]
-    return [self._items[int(self._order[i])] for i in positions]
+    return [self.item(i) for i in positions]
+
+  def item(self, place: int) -> T:
+    """The item at a place of the order, over all hosts."""
+    return self._items[int(self._order[place])]
 
   def epoch(self, step: int) -> float:
     """Passes over the data that lie behind when `step` begins."""

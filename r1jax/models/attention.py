@@ -8,12 +8,13 @@ Both kinds make queries, keys and values of a layer's input; what these attend t
 `Context`: the tokens of the row, or a cache and the tokens.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from r1jax.models import kernels, layers, rope
+from r1jax.models import kernels, layers, quantized, rope
 from r1jax.models.cache import Cache, PromptCache
 from r1jax.models.config import ModelConfig
 from r1jax.sharding import LOCAL, Partition
@@ -125,7 +126,9 @@ def with_cache(c: ModelConfig, cache: Cache, window: int | None) -> Context:
 
   def values_of(k_BKHC):
     """Those of latent attention lie in the keys."""
-    return jnp.swapaxes(k_BKHC[:, :, : c.latent.kv_rank], -1, -2)
+    return jax.tree.map(
+      lambda leaf: jnp.swapaxes(leaf[:, :, : c.latent.kv_rank], -1, -2), k_BKHC
+    )
 
   def context(q_SLKRH, k_SLKH, v_SLKH, held, scale):
     keys, values, *shared = held
@@ -174,32 +177,40 @@ def _stored(
     column: where the first is written, of all slots or [S].
     window: columns that may be written to; None means all.
   """
-  num_new = new.shape[axis]
+  new = quantized.like(new, held[0], -3 - axis)
   ring = sum(array.shape[axis] for array in held)
   stored, start = [], 0
   for array in held:
-    size = array.shape[axis]
     if window is None or start < window:
-      if column.ndim:
-        place_SL = (column[:, None] + jnp.arange(num_new)) % ring - start
-        place_SL = jnp.where(place_SL < 0, size, place_SL)  # dropped
-        slot_S1 = jnp.arange(len(array))[:, None]
-        where = (slot_S1, *(slice(None),) * (axis + 3), place_SL)
-        rows = jnp.moveaxis(new, axis, 1)
-        array = array.at[where].set(rows, mode="drop")
-      elif num_new == 1:
-        place = jnp.clip(column - start, 0, size - 1)
-        old = jax.lax.dynamic_slice_in_dim(array, place, 1, axis)
-        row = jnp.where(place == column - start, new.astype(array.dtype), old)
-        array = jax.lax.dynamic_update_slice_in_dim(array, row, place, axis)
-      else:
-        place_L = (column + jnp.arange(num_new)) % ring - start
-        place_L = jnp.where(place_L < 0, size, place_L)
-        where = (slice(None),) * (axis + 4) + (place_L,)
-        array = array.at[where].set(new, mode="drop")
+      write = functools.partial(
+        _written, column=column, axis=axis, start=start, ring=ring
+      )
+      array = jax.tree.map(write, array, new)
     stored.append(array)
-    start += size
+    start += array.shape[axis]
   return tuple(stored)
+
+
+def _written(
+  array: jax.Array, new: jax.Array, *, column: jax.Array, axis: int, start: int, ring
+) -> jax.Array:
+  """That one of the ring's arrays whose first column is `start`."""
+  size, num_new = array.shape[axis], new.shape[axis]
+  if column.ndim:
+    place_SL = (column[:, None] + jnp.arange(num_new)) % ring - start
+    place_SL = jnp.where(place_SL < 0, size, place_SL)  # dropped
+    slot_S1 = jnp.arange(len(array))[:, None]
+    where = (slot_S1, *(slice(None),) * (axis + 3), place_SL)
+    return array.at[where].set(jnp.moveaxis(new, axis, 1), mode="drop")
+  if num_new == 1:
+    place = jnp.clip(column - start, 0, size - 1)
+    old = jax.lax.dynamic_slice_in_dim(array, place, 1, axis)
+    row = jnp.where(place == column - start, new, old)
+    return jax.lax.dynamic_update_slice_in_dim(array, row, place, axis)
+  place_L = (column + jnp.arange(num_new)) % ring - start
+  place_L = jnp.where(place_L < 0, size, place_L)
+  where = (slice(None),) * (axis + 4) + (place_L,)
+  return array.at[where].set(new, mode="drop")
 
 
 def _with_prompts(
@@ -212,7 +223,7 @@ def _with_prompts(
   gathered slot by slot.
   """
   num_slots, num_new = q_SLKRH.shape[:2]
-  num_prompts, samples = len(k_QKHP), prompt.samples
+  num_prompts, samples = k_QKHP.shape[0], prompt.samples
   num_rows = num_prompts * samples
   live_QP = jnp.arange(k_QKHP.shape[-1]) < prompt.length_Q[:, None]
   if num_rows > _ROWS_A_SLOT * num_slots:
@@ -220,7 +231,8 @@ def _with_prompts(
     mask_SLP = jnp.broadcast_to(
       live_QP[of_S][:, None], (num_slots, num_new, live_QP.shape[-1])
     )
-    return layers.attend(q_SLKRH, k_QKHP[of_S], v_QKPH[of_S], mask_SLP, scale=scale)
+    k_SKHP, v_SKPH = jax.tree.map(lambda leaf: leaf[of_S], (k_QKHP, v_QKPH))
+    return layers.attend(q_SLKRH, k_SKHP, v_SKPH, mask_SLP, scale=scale)
   never_moves = num_rows == num_slots
   q_BLKRH = q_SLKRH
   if not never_moves:

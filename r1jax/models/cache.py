@@ -15,8 +15,12 @@ Keys are held as [..., H, W] so that a decode step's scores are plain matrix pro
 over contiguous positions (twice as fast on CPU as [..., W, H]). Of latent attention the
 cache holds the latent and, behind it, the rotary key: together the key of a single kv
 head. There are no values, since these lie in the latent.
+
+An int8 cache has a float32 scale for every column of a slot's head, one of its key and
+one of its value.
 """
 
+import functools
 import itertools
 from collections.abc import Sequence
 
@@ -24,7 +28,9 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from r1jax import trees
 from r1jax.models.config import ModelConfig
+from r1jax.models.quantized import Held, Quantized
 from r1jax.sharding import LOCAL, Partition
 
 
@@ -40,8 +46,8 @@ class PromptCache:
     samples: G.
   """
 
-  keys: tuple[jax.Array, ...]
-  values: tuple[jax.Array | None, ...]
+  keys: tuple[Held, ...]
+  values: tuple[Held | None, ...]
   length_Q: jax.Array
   row_S: jax.Array
   samples: int = struct.field(pytree_node=False)
@@ -58,8 +64,8 @@ class Cache:
     column: int32, where the next token is written, of all slots or [S].
   """
 
-  keys: tuple[tuple[jax.Array, ...], ...]
-  values: tuple[tuple[jax.Array, ...], ...]
+  keys: tuple[tuple[Held, ...], ...]
+  values: tuple[tuple[Held, ...], ...]
   length_S: jax.Array
   column: jax.Array
   prompt: PromptCache | None = None
@@ -75,6 +81,12 @@ class Cache:
     return self.windows[-1]
 
 
+def token_bytes(c: ModelConfig, dtype) -> int:
+  """Of a token's keys and values in all layers, and their scales."""
+  one = jax.eval_shape(functools.partial(empty, c, 1, 1, dtype))
+  return trees.num_bytes((one.keys, one.values))
+
+
 def empty(
   c: ModelConfig,
   slots: int,
@@ -88,6 +100,7 @@ def empty(
   """A cache for `slots` sequences of up to `capacity` tokens.
 
   Args:
+    dtype: int8 gets scales beside it.
     windows: increasing, up to the capacity: how many columns may be attended to alone.
     further: the module that predicts one token further is one more layer, the last.
     partition: splits slots like a batch, and heads, where their number divides.
@@ -98,17 +111,21 @@ def empty(
   ends = [capacity] if windows is None else list(windows)
   sizes = [end - start for start, end in zip([0, *ends], ends, strict=False)]
 
-  def layer(*shapes: tuple[int, ...]) -> tuple[jax.Array, ...]:
-    return tuple(
-      partition.constrain_fitting(
-        jnp.zeros((slots, heads, *shape), dtype), ("batch", "kv_heads", None, None)
-      )
-      for shape in shapes
+  def array(columns: int, axis: int) -> Held:
+    shape = [slots, heads, columns, columns]
+    shape[axis] = width
+    made: Held = jnp.zeros(shape, dtype)
+    if made.dtype == jnp.int8:
+      shape[axis] = 1
+      made = Quantized(made, jnp.ones(shape, jnp.float32))
+    return jax.tree.map(
+      lambda leaf: partition.constrain_fitting(leaf, ("batch", "kv_heads", None, None)),
+      made,
     )
 
   depth = c.depth + further
-  keys = tuple(layer(*((width, size) for size in sizes)) for _ in range(depth))
+  keys = tuple(tuple(array(size, -2) for size in sizes) for _ in range(depth))
   values = ((),) * depth
   if c.latent is None:
-    values = tuple(layer(*((size, width) for size in sizes)) for _ in range(depth))
+    values = tuple(tuple(array(size, -1) for size in sizes) for _ in range(depth))
   return Cache(keys, values, jnp.zeros((slots,), jnp.int32), jnp.asarray(0, jnp.int32))

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from r1jax.models.layers import Adapted, Matrix
+from r1jax.models.quantized import Quantized
 
 
 def product(x_PD: jax.Array, w_EDF: Matrix, sizes_E: jax.Array) -> jax.Array:
@@ -21,13 +22,18 @@ def product(x_PD: jax.Array, w_EDF: Matrix, sizes_E: jax.Array) -> jax.Array:
   if isinstance(w_EDF, Adapted):
     update = product(product(x_PD, w_EDF.a, sizes_E), w_EDF.b, sizes_E)
     return product(x_PD, w_EDF.base, sizes_E) + w_EDF.scale * update
+  if isinstance(w_EDF, Quantized):
+    scale_PF = jnp.repeat(
+      w_EDF.scale[:, 0], sizes_E, axis=0, total_repeat_length=len(x_PD)
+    )
+    return _product(x_PD, w_EDF.values, sizes_E) * scale_PF
   return _product(x_PD, w_EDF, sizes_E)
 
 
 @jax.custom_vjp
 def _product(x_PD, w_EDF, sizes_E):
   return jax.lax.platform_dependent(
-    x_PD, w_EDF, sizes_E, tpu=jax.lax.ragged_dot, default=_by_blocks
+    x_PD, w_EDF, sizes_E, tpu=_ragged, default=_by_blocks
   )
 
 
@@ -71,6 +77,10 @@ def _gather(x_PD: jax.Array, rows_NM: jax.Array) -> jax.Array:
   return x_PD.at[rows_NM].get(mode="fill", fill_value=0)
 
 
+def _ragged(x_PD, w_EDF, sizes_E):
+  return jax.lax.ragged_dot(x_PD, w_EDF.astype(x_PD.dtype), sizes_E)
+
+
 def _by_blocks(x_PD, w_EDF, sizes_E):
   rows_NM, group_N = _blocks(x_PD.shape[0], sizes_E)
   num_groups, _, width = w_EDF.shape
@@ -79,7 +89,7 @@ def _by_blocks(x_PD, w_EDF, sizes_E):
     x_MD, group = block
     return jax.lax.cond(
       group < num_groups,
-      lambda: x_MD @ w_EDF[group],
+      lambda: x_MD @ w_EDF[group].astype(x_MD.dtype),
       lambda: jnp.zeros((x_MD.shape[0], width), x_MD.dtype),
     )
 

@@ -160,11 +160,14 @@ def _attend(q_BLKRH, k_BLKH, v_BLKH, segments_BL, parents_BL, *, scale):
   return tuple(_joined(blocks) for blocks in zip(*found, strict=True))
 
 
-def _derivatives(
-  q_BLKRH, k_BLKH, v_BLKH, segments_BL, parents_BL, out_BLKRH, lse_BLKR, bar_BLKRH,
-  *, scale,
-):  # fmt: skip
-  """The derivatives by queries, keys and values, block by block of queries."""
+def _derivatives(*kept, scale):
+  """Those by queries, keys and values, block by block of queries.
+
+  Args:
+    kept: what `_attend` was given, what it returned, and the derivative by its result.
+  """
+  q_BLKRH, k_BLKH, v_BLKH, segments_BL, parents_BL = kept[:5]
+  out_BLKRH, lse_BLKR, bar_BLKRH = kept[5:]
   product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
   k_BKHC, v_BKCH = jnp.moveaxis(k_BLKH, 1, -1), jnp.moveaxis(v_BLKH, 1, 2)
   mean_BLKR = jnp.sum(out_BLKRH.astype(jnp.float32) * bar_BLKRH, axis=-1)

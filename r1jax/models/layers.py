@@ -12,6 +12,9 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from r1jax.models import quantized
+from r1jax.models.quantized import Held, Quantized
+
 MASKED = -1e30  # finite, so that a row with nothing to attend to stays free of NaN
 
 
@@ -24,13 +27,13 @@ class Adapted:
     a, b: [in..., rank] and [rank, out...].
   """
 
-  base: jax.Array
+  base: Held
   a: jax.Array
   b: jax.Array
   scale: float = struct.field(pytree_node=False)
 
 
-Matrix = jax.Array | Adapted
+Matrix = Held | Adapted
 
 
 def linear(x: jax.Array, w: Matrix, *, contract: int = 1) -> jax.Array:
@@ -42,6 +45,9 @@ def linear(x: jax.Array, w: Matrix, *, contract: int = 1) -> jax.Array:
   if isinstance(w, Adapted):
     update = linear(linear(x, w.a, contract=contract), w.b)
     return linear(x, w.base, contract=contract) + w.scale * update
+  if isinstance(w, Quantized):
+    product = linear(x, w.values.astype(x.dtype), contract=contract)
+    return product * w.scale.reshape(w.shape[contract:])
   tokens, inner, out = x.shape[:-contract], w.shape[:contract], w.shape[contract:]
   size = math.prod(inner)
   product = x.reshape(-1, size) @ w.reshape(size, -1)
@@ -51,7 +57,9 @@ def linear(x: jax.Array, w: Matrix, *, contract: int = 1) -> jax.Array:
 def matrix(w: Matrix) -> jax.Array:
   """The matrix as one array."""
   if isinstance(w, Adapted):
-    return w.base + w.scale * jnp.tensordot(w.a, w.b, 1)
+    return matrix(w.base) + w.scale * jnp.tensordot(w.a, w.b, 1)
+  if isinstance(w, Quantized):
+    return w.values.astype(w.dtype) * w.scale
   return w
 
 
@@ -62,7 +70,9 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
   return (x32 * inverse * scale.astype(jnp.float32)).astype(x.dtype)
 
 
-def attend(q_BLKRH, k_BKHC, v_BKCH, mask_BLC, *, scale) -> tuple[jax.Array, jax.Array]:
+def attend(
+  q_BLKRH: jax.Array, k_BKHC: Held, v_BKCH: Held, mask_BLC: jax.Array, *, scale: float
+) -> tuple[jax.Array, jax.Array]:
   """Attention over one part of the context; `scale` multiplies the scores.
 
   Returns:
@@ -73,15 +83,26 @@ def attend(q_BLKRH, k_BKHC, v_BKCH, mask_BLC, *, scale) -> tuple[jax.Array, jax.
   b, l, k, r, h = q_BLKRH.shape
   q_BKMH = jnp.moveaxis(q_BLKRH, 1, 3).reshape(b, k, r * l, h)
   score_BKMC = jnp.einsum(
-    "bkmh,bkhc->bkmc", q_BKMH, k_BKHC, preferred_element_type=jnp.float32
+    "bkmh,bkhc->bkmc",
+    q_BKMH,
+    quantized.values(k_BKHC, q_BLKRH.dtype),
+    preferred_element_type=jnp.float32,
   )
+  if isinstance(k_BKHC, Quantized):
+    score_BKMC *= k_BKHC.scale
   score = score_BKMC.reshape(b, k, r, l, -1)
   score = jnp.where(mask_BLC[:, None, None], score * scale, MASKED)
   top = jax.lax.stop_gradient(score.max(axis=-1, keepdims=True))
   weight = jnp.exp(score - top)
   total = weight.sum(axis=-1, keepdims=True)
-  weight_BKMC = (weight / total).astype(v_BKCH.dtype).reshape(b, k, r * l, -1)
-  out_BKMH = jnp.einsum("bkmc,bkch->bkmh", weight_BKMC, v_BKCH)
+  weight_BKMC = (weight / total).reshape(b, k, r * l, -1)
+  if isinstance(v_BKCH, Quantized):
+    weight_BKMC *= jnp.swapaxes(v_BKCH.scale, -1, -2)
+  out_BKMH = jnp.einsum(
+    "bkmc,bkch->bkmh",
+    weight_BKMC.astype(q_BLKRH.dtype),
+    quantized.values(v_BKCH, q_BLKRH.dtype),
+  )
   out = jnp.moveaxis(out_BKMH.reshape(b, k, r, l, -1), 3, 1)
   logsumexp_BKRL = (jnp.log(total) + top)[..., 0]
   return out, jnp.moveaxis(logsumexp_BKRL, -1, 1)

@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec
 
 from r1jax.models import grouped, layers
 from r1jax.models.config import Experts
+from r1jax.models.quantized import Quantized
 from r1jax.sharding import Partition
 
 _SLACK = 2  # times an even load: what devices exchange at a time
@@ -120,12 +121,14 @@ def _spread(x_BLD, experts: dict, experts_BLK, gates_BLK, partition: Partition):
 
 
 def _specs_of(w: layers.Matrix, spec: PartitionSpec):
-  """Specs of a matrix of experts, and of its low-rank update."""
+  """Specs of a matrix of experts, of its scales, and of its low-rank update."""
+  expert, inner, outer = spec
+  if isinstance(w, Quantized):
+    return w.replace(values=spec, scale=PartitionSpec(expert, None, outer))
   if not isinstance(w, layers.Adapted):
     return spec
-  expert, inner, outer = spec
   return w.replace(
-    base=spec,
+    base=_specs_of(w.base, spec),
     a=PartitionSpec(expert, inner, None),
     b=PartitionSpec(expert, None, outer),
   )

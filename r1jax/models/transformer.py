@@ -14,9 +14,10 @@ import jax.numpy as jnp
 from flax import struct
 
 from r1jax.errors import one_of
-from r1jax.models import attention, kernels, layers, moe, parameters, rope
+from r1jax.models import attention, kernels, layers, moe, parameters, quantized, rope
 from r1jax.models.cache import Cache
 from r1jax.models.config import ModelConfig
+from r1jax.models.quantized import Held, Quantized
 from r1jax.sharding import LOCAL, Partition
 
 _KEEP = jax.checkpoint_policies
@@ -82,9 +83,8 @@ def forward(
     model has no experts).
   """
   tokens_BL, positions_BL = jnp.asarray(tokens_BL), jnp.asarray(positions_BL)
-  # Looked up in slices of the width, every device would gather the rows of all.
-  embed_VD = partition.constrain(params["embed"], ("vocab", None))
-  x_BLD = partition.constrain(embed_VD[tokens_BL], ("batch", None, None))
+  x_BLD = _embedded(params, tokens_BL, partition)
+  x_BLD = partition.constrain(x_BLD, ("batch", None, None))
   context = attention.among_tokens(segments_BL, parents_BL, partition)
   if cache is not None:
     context = attention.with_cache(c, cache, window)
@@ -194,6 +194,14 @@ def draft_further(
   return layers.rms_norm(x_BLD, p["norm"], c.norm_eps), cache
 
 
+def _embedded(params: dict, tokens_BL: jax.Array, partition: Partition) -> jax.Array:
+  # Looked up in slices of the width, every device would gather the rows of all.
+  def rows(embed: jax.Array) -> jax.Array:
+    return partition.constrain(embed, ("vocab", None))[tokens_BL]
+
+  return layers.matrix(jax.tree.map(rows, params["embed"]))
+
+
 def _with_next(
   c: ModelConfig,
   params: dict,
@@ -203,8 +211,7 @@ def _with_next(
   partition: Partition,
 ) -> jax.Array:
   """What goes into the MTP module's layer."""
-  embed_VD = partition.constrain(params["embed"], ("vocab", None))
-  next_BLD = embed_VD[next_BL].astype(hidden_BLD.dtype)
+  next_BLD = _embedded(params, next_BL, partition).astype(hidden_BLD.dtype)
   both = (
     layers.rms_norm(next_BLD, p["embed_norm"], c.norm_eps),
     layers.rms_norm(hidden_BLD, p["hidden_norm"], c.norm_eps),
@@ -272,13 +279,20 @@ def _no_balance(c: ModelConfig, balance: bool, tokens_BL: jax.Array):
   return jnp.zeros(tokens_BL.shape, jnp.float32)
 
 
-def head_matrix(params: dict) -> jax.Array:
+def head_matrix(params: dict) -> Held:
   """The output projection as [D, V], tied or free."""
-  return params["head"] if "head" in params else params["embed"].T
+  if "head" in params:
+    return params["head"]
+  return jax.tree.map(jnp.transpose, params["embed"])
 
 
 def unembed(params: dict, hidden: jax.Array) -> jax.Array:
   """Float32 logits [..., V] of hidden states [..., D]."""
-  return jnp.einsum(
-    "...d,dv->...v", hidden, head_matrix(params), preferred_element_type=jnp.float32
+  head_DV = head_matrix(params)
+  logits = jnp.einsum(
+    "...d,dv->...v",
+    hidden,
+    quantized.values(head_DV, hidden.dtype),
+    preferred_element_type=jnp.float32,
   )
+  return logits * head_DV.scale[0] if isinstance(head_DV, Quantized) else logits

@@ -35,6 +35,10 @@ class Worker:
     self.since = 0.0  # when it began with the first of its items
 
 
+# What is counted of a batch.
+COUNTS = ("timeouts", "crashes", "errors", "seconds")
+
+
 class RewardPool:
   """Judges texts in processes of their own, where a verifier may hang or die.
 
@@ -129,6 +133,15 @@ class RewardPool:
     Raises:
       InputError: unknown verifier; every item of the batch raised.
     """
+    results, counts, raised = self.score_some(texts, problems)
+    if raised:
+      self.explain(raised, len(texts))
+    return results, counts
+
+  def score_some(
+    self, texts: Sequence[str], problems: "Sequence[Problem]"
+  ) -> tuple[list[dict[str, float]], dict[str, float], list[str]]:
+    """`score` of a part of a batch: what was raised is returned, for `explain`."""
     start = time.monotonic()
     items = [
       (text, _record(problem)) for text, problem in zip(texts, problems, strict=True)
@@ -140,22 +153,27 @@ class RewardPool:
       # After an interrupt, verdicts of this batch must not be read by the next.
       if any(worker.items for worker in self._workers):
         self.close()
-    if raised:
-      index = min(raised)
-      first = f"{raised[index]} (problem {problems[index].id!r})"
-      if len(raised) == len(items):
-        raise InputError(
-          f"every one of {len(items)} answers made a reward part raise; the first: "
-          f"{first}; look at config.reward.weights and config.data.verifier"
-        )
-      logging.warning(
-        "%d of %d answers made a reward part raise and got 0 in it; the first: %s",
-        len(raised),
-        len(items),
-        first,
+    said = [f"{raised[i]} (problem {problems[i].id!r})" for i in sorted(raised)]
+    stats["errors"] = len(said)
+    return results, stats | {"seconds": time.monotonic() - start}, said
+
+  def explain(self, raised: Sequence[str], num_items: int) -> None:
+    """Warns of a batch in which parts raised.
+
+    Raises:
+      InputError: every one of its items did.
+    """
+    if len(raised) == num_items:
+      raise InputError(
+        f"every one of {num_items} answers made a reward part raise; the first: "
+        f"{raised[0]}; look at config.reward.weights and config.data.verifier"
       )
-    stats["errors"] = len(raised)
-    return results, stats | {"seconds": time.monotonic() - start}
+    logging.warning(
+      "%d of %d answers made a reward part raise and got 0 in it; the first: %s",
+      len(raised),
+      num_items,
+      raised[0],
+    )
 
   def _judge(
     self, items: Sequence[tuple[str, Mapping[str, Any]]]

@@ -18,7 +18,6 @@ was what they drew. For a draft of tokens, not of distributions, no rule accepts
 """
 
 import dataclasses
-import math
 from collections.abc import Callable
 
 import jax
@@ -26,14 +25,21 @@ import jax.numpy as jnp
 from flax import struct
 
 from r1jax import trees
+from r1jax.errors import one_of
 from r1jax.models import cache as caches
-from r1jax.models import transformer
+from r1jax.models import quantized, transformer
 from r1jax.models.config import ModelConfig
 from r1jax.sampling import drafts, logits, stops
 from r1jax.sharding import LOCAL, Partition
 from r1jax.types import Rollout
 
 IDLE = -1  # the row of a slot that has nothing left to do
+# What is counted of a rollout, see `types.Rollout`.
+COUNTS = (
+  "prefill_tokens",
+  *("decode_tokens", "steps", "slot_steps", "idle_slot_steps"),
+  *("drafted_tokens", "accepted_tokens"),
+)
 _SMALLEST_WINDOW = 32
 _MOST_WINDOWS = 6
 _RESUMED = 64  # tokens of begun rows that are fed at a time
@@ -53,6 +59,7 @@ class Plan:
     penalises: some row may have a repetition penalty.
     draft: what drafts tokens, one of `drafts.KINDS`, or "".
     draft_tokens: J.
+    cache: what caches are held in, one of `quantized.CACHES`; "" is the weights' dtype.
   """
 
   samples: int
@@ -64,8 +71,10 @@ class Plan:
   penalises: bool = False
   draft: str = ""
   draft_tokens: int = 0
+  cache: str = ""
 
   def __post_init__(self):
+    one_of(self.cache, quantized.CACHES, key="config.rollout.cache")
     drafts.check(self.draft, self.draft_tokens, penalises=self.penalises)
 
 
@@ -212,7 +221,23 @@ def rollout_of(
     weights_checksum=weights_checksum,
     prompt_experts_QPZK=prompt_experts_QPZK,
     experts_BTZK=state.experts_BTZK,
+    num_prompts=len(state.prompts.length_Q),
   )
+
+
+def state_shardings(state: DecodeState, partition: Partition) -> DecodeState:
+  """Where a state lies: caches with their slots and heads, all else everywhere.
+
+  Args:
+    state: its shapes.
+  """
+
+  def of_leaf(leaf: jax.ShapeDtypeStruct) -> jax.sharding.NamedSharding:
+    axes = ("batch", "kv_heads") if leaf.ndim == 4 else (None,) * min(leaf.ndim, 2)
+    return partition.fitting(leaf.shape, (*axes, *(None,) * (leaf.ndim - len(axes))))
+
+  everywhere = jax.tree.map(lambda _: partition.sharding(), state)
+  return everywhere.replace(cache=jax.tree.map(of_leaf, state.cache))
 
 
 def start(
@@ -278,7 +303,7 @@ def start(
     c,
     num_slots,
     capacity,
-    params["embed"].dtype,
+    plan.cache or params["embed"].dtype,
     windows=(*windows[:-1], capacity),
     further=plan.draft == "mtp",
     partition=partition,
@@ -295,11 +320,8 @@ def start(
   if plan.penalises:
     seen_QV = logits.seen(prompts.tokens_QP, prompts.length_Q, c.vocab)
   zero = jnp.asarray(0, jnp.int32)
-  counts = {
-    "prefill_tokens": jnp.sum(prompts.length_Q - 1),
-    **dict.fromkeys(("decode_tokens", "steps", "slot_steps", "idle_slot_steps"), zero),
-    **dict.fromkeys(("drafted_tokens", "accepted_tokens"), zero),
-  }
+  counts = dict.fromkeys(COUNTS, zero)
+  counts["prefill_tokens"] = jnp.sum(prompts.length_Q - 1)
   state = DecodeState(
     cache=own.replace(prompt=shared),
     token_S=_last(prompts)[jnp.maximum(row_S, 0) // samples],
@@ -412,7 +434,7 @@ def prefill(
     c,
     num_prompts,
     capacity,
-    params["embed"].dtype,
+    plan.cache or params["embed"].dtype,
     further=further,
     partition=partition,
   )

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from r1jax.errors import InputError, one_of
+from r1jax.models.config import ModelConfig
 
 # "ngram" looks up what followed the last tokens before, in the prompt or in any of its
 # samples; "mtp" asks the module that predicts one token further.
@@ -32,6 +33,15 @@ def check(kind: str, num_tokens: int, *, penalises: bool) -> None:
     raise InputError(
       f"{key}={kind!r} does not go with a repetition penalty, which depends on the "
       "tokens before; set it to 1"
+    )
+
+
+def check_model(c: ModelConfig, kind: str) -> None:
+  """Raises InputError where a model has nothing to draft with."""
+  if kind == "mtp" and not c.mtp_depth:
+    raise InputError(
+      "config.rollout.draft='mtp': the model has no module that predicts one token "
+      "further; use 'ngram', or ''"
     )
 
 

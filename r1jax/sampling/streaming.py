@@ -115,19 +115,12 @@ class Streamer:
     asked = decode.Prompts(tokens, one, one)
     controls = logits.controls(1, max_tokens=1)
     state = jax.eval_shape(begin, self._params, asked, controls, jax.random.key(0))
-    held = jax.tree.map(self._sharding, state)
+    held = decode.state_shardings(state, self._partition)
     self._compiled[length, slots] = (
       jax.jit(begin, out_shardings=held),
       jax.jit(go_on, donate_argnums=1, out_shardings=held),
     )
     return self._compiled[length, slots]
-
-  def _sharding(self, leaf: jax.ShapeDtypeStruct) -> jax.sharding.Sharding:
-    """Caches [S, K, ...] lie with the heads that read them."""
-    is_cache = len(leaf.shape) == 4
-    if is_cache and leaf.shape[1] % self._partition.size("kv_heads") == 0:
-      return self._partition.sharding(None, "kv_heads", None, None)
-    return self._partition.sharding()
 
 
 def _power_of_two(count: int, least: int, most: int) -> int:

@@ -11,7 +11,7 @@ from r1jax.data import templates
 from r1jax.evals.intervals import clustered_interval
 from r1jax.rewards.combine import combine
 from r1jax.rewards.pool import RewardPool
-from r1jax.stages.rollouts import Sampler, judge, records
+from r1jax.stages.rollouts import Judging, Sampler, records
 from r1jax.stages.run import Run
 from r1jax.stages.trainable import Trainable
 from r1jax.types import Problem
@@ -22,7 +22,9 @@ class Evaluation:
 
   Args:
     sets: name -> problems.
-    trainable, held_frozen: what the weights are made of, see `Sampler.weights`.
+    trainable, frozen: what the weights are made of, beside the trained tree.
+    held_frozen: what `Sampler.hold` made of `frozen`, by a sampler without quantized
+      weights; None makes it.
     template: settings of `templates.encode`, and `prompt_length`.
     weights: of the reward parts, for the totals in the samples.
     batch: problems answered by one call; the last is filled up.
@@ -36,6 +38,7 @@ class Evaluation:
     sets: Mapping[str, Sequence[Problem]],
     *,
     trainable: Trainable,
+    frozen: Any | None,
     held_frozen: Any | None,
     template: Mapping[str, Any],
     pool: RewardPool,
@@ -62,7 +65,6 @@ class Evaluation:
     }
     largest = max(map(len, sets.values()))
     self._batch = min(batch, largest)
-    self._held_frozen = held_frozen
     self._sampler = Sampler(
       run,
       trainable,
@@ -73,6 +75,9 @@ class Evaluation:
       slots=slots,
       controls={"temperature": temperature, "top_p": top_p},
     )
+    if held_frozen is None:
+      held_frozen = self._sampler.hold(frozen)
+    self._held_frozen = held_frozen
 
   def __call__(self, trained: Any, step: int) -> dict[str, float]:
     """`eval/<set>/...` of every set; the answers go to samples/<stage>/."""
@@ -99,9 +104,14 @@ class Evaluation:
     key: jax.Array,
     step: int,
   ) -> list[dict[str, Any]]:
-    rollout = self._sampler(weights, prompts, problems, key)
+    judging = Judging(self._pool, problems, self._samples)
+
+    def judge(problem: int, completions: Sequence[Sequence[int]]) -> None:
+      judging.add(problem, self._sampler.texts(completions))
+
+    rollout = self._sampler(weights, prompts, problems, key, on_complete=judge)
     texts = self._sampler.texts(self._sampler.completions(rollout))
-    parts_QG, _ = judge(self._pool, texts, problems)
+    parts_QG, _ = judging.result()
     return records(
       self._run,
       step=step,

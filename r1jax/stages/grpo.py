@@ -20,14 +20,17 @@ from absl import logging
 
 from r1jax import limits, metrics, prng, sharding
 from r1jax.data import decontamination, problems, stream, templates
-from r1jax.errors import InputError
+from r1jax.errors import InputError, one_of
+from r1jax.models import quantized
 from r1jax.objectives import reduce
 from r1jax.objectives.advantages import group_advantages
 from r1jax.rewards.combine import choose_parts, combine
 from r1jax.rewards.pool import RewardPool
 from r1jax.sampling import logits
+from r1jax.stages import collect
+from r1jax.stages.collect import Collector
 from r1jax.stages.evaluate import Evaluation
-from r1jax.stages.rollouts import Sampler, experts_of, judge, records
+from r1jax.stages.rollouts import Sampler, experts_of, records
 from r1jax.stages.run import Run, Stage
 from r1jax.stages.trainable import Trainable
 from r1jax.training import experts
@@ -35,7 +38,7 @@ from r1jax.training import state as states
 from r1jax.training import step as steps
 from r1jax.training.logprobs import TokenScores, token_logprobs
 from r1jax.training.minibatches import minibatches, room
-from r1jax.training.policy import gap, policy_loss
+from r1jax.training.policy import policy_loss, scored
 from r1jax.types import Experience, Problem, Statistic, TokenRows
 
 _CONTROLS = ("temperature", "top_k", "top_p", "min_p")
@@ -78,6 +81,9 @@ def prepare_grpo(run: Run, name: str, config: Mapping[str, Any]) -> Prepared:
   }
   room(rollout["prompts"] * rollout["group_size"], **layout)
   Trainable.of(run, config).check(config)
+  collect.check(config)
+  one_of(rollout["weights"], quantized.WEIGHTS, key="config.rollout.weights")
+  one_of(rollout["cache"], quantized.CACHES, key="config.rollout.cache")
   experts.check(run.model, **config["moe"])
   train_set, eval_sets = load(run, name, config)
   encode = functools.partial(
@@ -106,7 +112,6 @@ def train_grpo(
   `truncated`, `loss`, `moe`, `lora`, `reference`, `optim` and `training`; `configs/`
   explains them.
   """
-  root = prng.root(run.seed)
   rollout_config, loss_config = config["rollout"], config["loss"]
   trainable = Trainable.of(run, config)
   optimizer, rate = trainable.optimizer(config["optim"])
@@ -117,11 +122,15 @@ def train_grpo(
   sampler = Sampler(
     run,
     trainable,
-    prompts=rollout_config["prompts"],
+    prompts=rollout_config["prompts"] + rollout_config["oversample"],
     samples=rollout_config["group_size"],
     prompt_length=rollout_config["prompt_length"],
     max_tokens=rollout_config["max_tokens"],
     slots=rollout_config["slots"],
+    draft=rollout_config["draft"],
+    draft_tokens=rollout_config["draft_tokens"],
+    weights=rollout_config["weights"],
+    cache=rollout_config["cache"],
     controls={key: rollout_config[key] for key in _CONTROLS},
     record_experts=config["moe"]["replay"],
   )
@@ -135,7 +144,9 @@ def train_grpo(
     batch_sharding,
     bias_rate=config["moe"]["bias_rate"],
   )
-  measure_gap = jax.jit(gap)
+  with_old = jax.jit(
+    functools.partial(scored, importance_cap=loss_config["importance_cap"])
+  )
   copy = jax.jit(
     lambda params: jax.tree.map(jnp.copy, params), out_shardings=shardings.params
   )
@@ -146,6 +157,22 @@ def train_grpo(
     reward_pool(config["reward"]) as pool,
     Stage(run, name, num_steps=config["num_steps"]) as stage,
   ):
+    collector = Collector(
+      run,
+      name,
+      sampler,
+      pool,
+      prepared.order,
+      prepared.prompts,
+      rollout_config,
+      num_steps=config["num_steps"],
+    )
+    everywhere = run.partition.sharding()
+    if (drawn := collector.nothing()) is not None:
+      held["drawn"] = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
+        drawn,
+      )
     state = stage.take_up(held)
     if state is None:
       params = trainable.fresh(name, config["init"])
@@ -153,6 +180,8 @@ def train_grpo(
       if has_reference:
         state["ref"] = copy(params)
     train, ref_params = state["train"], state.get("ref")
+    if "drawn" in state:
+      collector.take_up(state["drawn"])
     frozen = trainable.frozen(config["init"])
     held_frozen = sampler.hold(frozen)
     trainable.announce(name)
@@ -164,7 +193,8 @@ def train_grpo(
         name,
         prepared.eval_sets,
         trainable=trainable,
-        held_frozen=held_frozen,
+        frozen=frozen,
+        held_frozen=None if rollout_config["weights"] else held_frozen,
         template=config["template"],
         pool=pool,
         weights=config["reward"]["weights"],
@@ -176,22 +206,18 @@ def train_grpo(
         stage.evaluation(0, functools.partial(evaluation, params, 0))
 
     for step in stage.steps():
-      asked = prepared.order.at(step - 1)
-      prompts = [prepared.prompts[problem.id] for problem in asked]
       with run.clock("rollout"):
-        weights = sampler.weights(train.params, held_frozen)
-        key = prng.at(root, f"{name}/rollout", step)
-        # The devices are at this step, the host at what is left of the one before.
-        stage.settle()
-        rollout = sampler(weights, prompts, asked, key)
+        collected = collector(
+          step,
+          functools.partial(sampler.weights, train.params, held_frozen),
+          stage.settle,
+        )
+        asked, prompts, texts = collected.problems, collected.prompts, collected.texts
+        rollout, parts_QG = collected.rollout, collected.parts_QG
         completions = sampler.completions(rollout)
-        texts = sampler.texts(completions)
-        drawn = limits.rollout_work(run.machine, run.model, weights, prompts, rollout)
-        work = {"rollout": drawn}
-        del weights  # they would take memory during the update
+        work = {} if collected.work is None else {"rollout": collected.work}
 
       with run.clock("reward"):
-        parts_QG, judged = judge(pool, texts, asked)
         reward_QG = combine(
           parts_QG, config["reward"]["weights"], normalise=config["reward"]["normalise"]
         )
@@ -231,8 +257,8 @@ def train_grpo(
           rows = batch.experience = sharding.place(batch.experience, batch_sharding)
           if len(batches) > 1:
             scores = score(train.params, frozen, rows.rows, batch.count)
-            batch.experience = rows.replace(logp_old_BL=scores.logp_BL)
-            statistics.append(measure_gap(scores, rows))
+            batch.experience, seen = with_old(scores, rows)
+            statistics.append(seen)
           if has_reference:
             scores = score(ref_params, frozen, rows.rows, batch.count)
             batch.experience = batch.experience.replace(logp_ref_BL=scores.logp_BL)
@@ -267,6 +293,8 @@ def train_grpo(
           warn_truncated(step, cut_QG.mean())
 
       state = {"train": train} | ({"ref": ref_params} if has_reference else {})
+      if (drawn := collector.held()) is not None:
+        state["drawn"] = sharding.place(drawn, everywhere)
       every = config["eval"]["every"]
       due = step == config["num_steps"] or (every > 0 and step % every == 0)
       stage.end_step(
@@ -275,19 +303,21 @@ def train_grpo(
           "reward/total": reward_QG.mean(),
           **{f"reward/{part}": value.mean() for part, value in parts_QG.items()},
           **{
-            f"verifier/{what}": judged[what]
+            f"verifier/{what}": collected.judged[what]
             for what in ("timeouts", "crashes", "errors")
           },
           "rollout/length_mean": rollout.length_B.mean(),
           "rollout/truncated": cut_QG.mean(),
           "rollout/idle_slot_steps": rollout.counts["idle_slot_steps"],
           "rollout/idle_share": rollout.counts["idle_slot_steps"]
-          / rollout.counts["slot_steps"],
+          / max(rollout.counts["slot_steps"], 1),
+          **draft_metrics(rollout.counts),
+          **({"rollout/groups_left": collected.num_left} if "drawn" in held else {}),
           "rollout/prefill_tokens": rollout.counts["prefill_tokens"],
           "rollout/weights_checksum": rollout.weights_checksum,
           **group_metrics(parts_QG["accuracy"]),
           "optim/lr": learning_rate,
-          "data/epoch": prepared.order.epoch(step),
+          "data/epoch": collected.num_asked / len(prepared.train_set),
           "pack/waste": padding,
         },
         state,
@@ -397,6 +427,15 @@ def group_metrics(accuracy_QG: np.ndarray) -> dict[str, float]:
   return {
     "group/solved_all": float((accuracy_QG.min(axis=1) >= 1).mean()),
     "group/solved_none": float((accuracy_QG.max(axis=1) <= 0).mean()),
+  }
+
+
+def draft_metrics(counts: Mapping[str, Any]) -> dict[str, float]:
+  """Share of drafted tokens that were drawn too, where tokens are drafted."""
+  if not counts["drafted_tokens"]:
+    return {}
+  return {
+    "rollout/draft_accepted": counts["accepted_tokens"] / counts["drafted_tokens"]
   }
 
 

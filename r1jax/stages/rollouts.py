@@ -4,23 +4,29 @@ Letters: Q prompts, G samples per prompt, B = Q * G rows, P prompt slots, T comp
 slots.
 """
 
-import functools
-from collections.abc import Mapping, Sequence
+import concurrent.futures
+import dataclasses
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from r1jax import prng
-from r1jax.errors import InputError
-from r1jax.models import parameters
-from r1jax.rewards.pool import RewardPool
-from r1jax.sampling import decode, logits
+from r1jax import prng, trees
+from r1jax.errors import InputError, one_of
+from r1jax.models import parameters, quantized
+from r1jax.rewards.pool import COUNTS, RewardPool
+from r1jax.sampling import decode, drafts, logits
 from r1jax.sharding import SAMPLE_RULES, Partition
 from r1jax.stages.run import Run
 from r1jax.stages.trainable import Trainable
 from r1jax.types import Problem, Rollout
+
+_LOOKS = 8  # at the rows that are complete, while one of full length is drawn
+_ENDLESS = 2**30
 
 
 class Sampler:
@@ -32,6 +38,9 @@ class Sampler:
   Args:
     prompt_length, max_tokens: P and T.
     slots: rows decoded at a time, 0 for all; rows that end make room for others.
+    draft, draft_tokens, cache: see `decode.Plan`.
+    weights: what matrices are held in, one of `quantized.WEIGHTS`; "" is the compute
+      dtype.
     controls: temperature, top_k, top_p and min_p, the same for every row.
     record_experts: rollouts say which experts their tokens went through.
   """
@@ -46,6 +55,10 @@ class Sampler:
     prompt_length: int,
     max_tokens: int,
     slots: int = 0,
+    draft: str = "",
+    draft_tokens: int = 0,
+    weights: str = "",
+    cache: str = "",
     controls: Mapping[str, float],
     record_experts: bool = False,
   ):
@@ -62,31 +75,36 @@ class Sampler:
         f"config.rollout.prompt_length={prompt_length} and max_tokens={max_tokens} add "
         f"up to more than the {run.model.max_length} positions of the model; lower one"
       )
+    drafts.check_model(run.model, draft)
     self._run = run
     self._num_prompts = prompts
     self._samples = samples
     self._prompt_length = prompt_length
-    held = Partition(run.partition.mesh, SAMPLE_RULES)
-    specs = parameters.param_specs(run.model)
-    trained = held.of_specs(parameters.unstacked(trainable.specs))
-    frozen = held.of_specs(parameters.unstacked(specs))
+    self._held = held = Partition(run.partition.mesh, SAMPLE_RULES)
+    one_of(weights, quantized.WEIGHTS, key="config.rollout.weights")
     self._trainable = trainable
-    self._trained = jax.jit(
-      lambda params: parameters.unstacked(run.cast(params)), out_shardings=trained
-    )
-    self._frozen = jax.jit(parameters.unstacked, out_shardings=frozen)
-    shardings = trainable.join(trained, frozen)
-    everywhere = held.sharding()
-    plan = decode.Plan(
+
+    def made(specs: dict, cast: Callable = lambda params: params) -> Callable:
+      """(parameters) -> what is held of them; `specs` are the parameters'."""
+      return jax.jit(
+        lambda params: parameters.unstacked(
+          quantized.params_in(weights, cast(params), specs)
+        ),
+        out_shardings=held.of_specs(
+          parameters.unstacked(quantized.specs_in(weights, specs))
+        ),
+      )
+
+    self._trained = made(trainable.specs, run.cast)
+    self._frozen = made(parameters.param_specs(run.model))
+    self._plan = decode.Plan(
       samples=samples,
       max_tokens=max_tokens,
       slots=slots or None,
       record_experts=record_experts,
-    )
-    self._generate = jax.jit(
-      functools.partial(decode.generate, run.model, plan=plan, partition=held),
-      in_shardings=(shardings, everywhere, everywhere, everywhere),
-      out_shardings=everywhere,
+      draft=draft,
+      draft_tokens=draft_tokens,
+      cache=cache,
     )
     self._controls = logits.controls(
       prompts * samples,
@@ -94,15 +112,17 @@ class Sampler:
       stop_ids=run.tokenizer.stop_ids,
       **controls,
     )
+    self._look_every = np.int32(max(max_tokens // _LOOKS, 16))
+    self._compiled: _Programs | None = None
 
   def hold(self, frozen: Any | None) -> Any | None:
-    """The frozen tree of a stage as all samplers hold it: gathered over fsdp, layer by
-    layer; a copy, made once."""
+    """The frozen tree of a stage as samplers with the same `weights` hold it: gathered
+    over fsdp, layer by layer; a copy, made once."""
     return None if frozen is None else self._frozen(frozen)
 
   def weights(self, trained: Any, held_frozen: Any | None = None) -> Any:
-    """What it draws with: the trained tree, gathered, layer by layer and in compute
-    dtype, joined with what `hold` returned."""
+    """What it draws with: the trained tree, gathered, layer by layer, in compute dtype
+    or quantized, joined with what `hold` returned."""
     return self._trainable.join(self._trained(trained), held_frozen)
 
   def __call__(
@@ -111,13 +131,80 @@ class Sampler:
     prompts: Sequence[Sequence[int]],
     problems: Sequence[Problem],
     key: jax.Array,
+    *,
+    begun: decode.Begun | None = None,
+    wanted: int | None = None,
+    on_complete: Callable[[int, list[list[int]]], None] | None = None,
   ) -> Rollout:
     """Numpy leaves; rows of prompts that are not there are left out.
 
     Args:
       prompts: ids of each, at most P; those missing up to Q cost time all the same.
       key: names run, purpose and step.
+      begun: rows to go on with; where a sampler is given some once, always (others may
+        have length 0), since these are other programs.
+      wanted: ends with so many prompts that have all samples; None waits for all rows.
+      on_complete: is given the number of a prompt and its completions, while others
+        are still drawn.
     """
+    programs, state, more = self._begin(weights, prompts, problems, key, begun)
+    wanted = np.int32(self._num_prompts if wanted is None else wanted)
+    waiting: list[tuple[int, Any]] = []
+    seen: set[int] = set()
+
+    def hand_over():
+      for prompt, rows in waiting:
+        tokens_GT, length_G = jax.device_get(rows)
+        on_complete(prompt, _cut_off(tokens_GT, length_G))
+
+    going = True
+    while going:
+      state, looked = programs.advance(
+        weights, state, self._controls, wanted, self._look_every
+      )
+      hand_over()  # the devices go on meanwhile
+      going, complete_Q = jax.device_get(looked)
+      new = [
+        q for q in np.flatnonzero(complete_Q) if q < len(prompts) and q not in seen
+      ]
+      seen |= set(new)
+      waiting = []
+      if on_complete is not None:
+        waiting = [(int(q), programs.group(state, np.int32(q))) for q in new]
+    out = programs.finish(state, more)
+    hand_over()
+    return self.fetch(out, len(prompts))
+
+  def dispatch(
+    self,
+    weights: Any,
+    prompts: Sequence[Sequence[int]],
+    problems: Sequence[Problem],
+    key: jax.Array,
+    *,
+    begun: decode.Begun | None = None,
+    wanted: int | None = None,
+  ) -> Rollout:
+    """Starts the same and does not wait: leaves are of the devices, for `fetch`."""
+    programs, state, more = self._begin(weights, prompts, problems, key, begun)
+    wanted = np.int32(self._num_prompts if wanted is None else wanted)
+    state, _ = programs.advance(
+      weights, state, self._controls, wanted, np.int32(_ENDLESS)
+    )
+    return programs.finish(state, more)
+
+  def fetch(self, out: Rollout, num_prompts: int) -> Rollout:
+    """Numpy leaves of the first prompts."""
+    return cut(jax.device_get(out), range(num_prompts))
+
+  def _begin(
+    self,
+    weights: Any,
+    prompts: Sequence[Sequence[int]],
+    problems: Sequence[Problem],
+    key: jax.Array,
+    begun: decode.Begun | None,
+  ) -> tuple["_Programs", decode.DecodeState, Any]:
     tokens_QP = np.zeros((self._num_prompts, self._prompt_length), np.int32)
     length_Q = np.ones(self._num_prompts, np.int32)
     problem_Q = np.zeros(self._num_prompts, np.int32)
@@ -126,28 +213,89 @@ class Sampler:
       length_Q[row] = len(ids)
       problem_Q[row] = prng.number_of(problem.id)
     asked = decode.Prompts(tokens_QP, length_Q, problem_Q)
-    out = jax.device_get(self._generate(weights, asked, self._controls, key))
-    rows = len(prompts) * self._samples
-    experts_BTZK = out.experts_BTZK
-    return out.replace(
-      tokens_BT=out.tokens_BT[:rows],
-      logp_BT=out.logp_BT[:rows],
-      length_B=out.length_B[:rows],
-      stopped_B=out.stopped_B[:rows],
-      experts_BTZK=None if experts_BTZK is None else experts_BTZK[:rows],
-    )
+    given = (weights, asked, self._controls, key, begun)
+    if self._compiled is None:
+      self._compiled = _Programs.of(self._run, self._plan, self._held, given)
+    return self._compiled, *self._compiled.start(*given)
 
   def completions(self, rollout: Rollout) -> list[list[int]]:
     """Ids of each row, the stop token included."""
-    return [
-      row[:length].tolist()
-      for row, length in zip(rollout.tokens_BT, rollout.length_B, strict=True)
-    ]
+    return _cut_off(rollout.tokens_BT, rollout.length_B)
 
   def texts(self, completions: Sequence[Sequence[int]]) -> list[str]:
     """What the rewards and people read: without control tokens."""
     decode_text = self._run.tokenizer.decode
     return [decode_text(ids, skip_special=True) for ids in completions]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Programs:
+  """What a sampler has compiled; states are donated from call to call."""
+
+  start: Callable
+  advance: Callable
+  group: Callable
+  finish: Callable
+
+  @classmethod
+  def of(
+    cls, run: Run, plan: decode.Plan, held: Partition, given: tuple
+  ) -> "_Programs":
+    """Those for arguments like `given` to `start`."""
+    samples = plan.samples
+    of_model = {"plan": plan, "partition": held}
+
+    def start(weights, prompts, controls, key, begun):
+      state, experts = decode.start(
+        run.model, weights, prompts, controls, key, begun=begun, **of_model
+      )
+      return state, (trees.checksum(weights), experts)
+
+    def advance(weights, state, controls, wanted, limit):
+      state = decode.advance(
+        run.model, weights, state, controls, wanted=wanted, limit=limit, **of_model
+      )
+      complete_Q = state.done_B.reshape(-1, samples).all(axis=1)
+      going = jnp.any(state.row_S != decode.IDLE) & (complete_Q.sum() < wanted)
+      return state, (going, complete_Q)
+
+    def group(state, prompt):
+      """(tokens_GT, length_G) of a prompt."""
+      return jax.tree.map(
+        lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, prompt * samples, samples),
+        (state.tokens_BT, state.length_B),
+      )
+
+    everywhere = held.sharding()
+    state, _ = jax.eval_shape(start, *given)
+    lies = decode.state_shardings(state, held)
+    return cls(
+      start=jax.jit(start, out_shardings=(lies, everywhere)),
+      advance=jax.jit(advance, donate_argnums=1, out_shardings=(lies, everywhere)),
+      group=jax.jit(group, out_shardings=everywhere),
+      finish=jax.jit(
+        lambda state, more: decode.rollout_of(state, *more), out_shardings=everywhere
+      ),
+    )
+
+
+def _cut_off(tokens_BT: np.ndarray, length_B: np.ndarray) -> list[list[int]]:
+  return [row[:n].tolist() for row, n in zip(tokens_BT, length_B, strict=True)]
+
+
+def cut(rollout: Rollout, prompts: Sequence[int]) -> Rollout:
+  """The rows of some prompts, in that order."""
+  counted = {"counts": rollout.counts, "weights_checksum": rollout.weights_checksum}
+  experts_QPZK = rollout.prompt_experts_QPZK
+  index = np.asarray(prompts, int)
+  samples = len(rollout.length_B) // rollout.num_prompts
+  rows_B = (index[:, None] * samples + np.arange(samples)).reshape(-1)
+  by_row = rollout.replace(counts=None, weights_checksum=None, prompt_experts_QPZK=None)
+  return jax.tree.map(lambda leaf: leaf[rows_B], by_row).replace(
+    **counted,
+    prompt_experts_QPZK=None if experts_QPZK is None else experts_QPZK[index],
+    num_prompts=len(index),
+  )
 
 
 def experts_of(
@@ -169,34 +317,71 @@ def experts_of(
   return went
 
 
-def judge(
-  pool: RewardPool, texts: Sequence[str], problems: Sequence[Problem]
-) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-  """Reward parts of rows, each process judging its share.
+class Judging:
+  """Judges groups as they come, in a thread beside the one that draws.
+
+  Each process judges its share of the groups.
 
   Args:
-    problems: Q of them, each asked for B / Q texts in a row.
-
-  Returns:
-    {part: [Q, G] float32}, and what `RewardPool.score` counted.
+    problems: Q of them.
+    samples: G.
   """
-  samples = len(texts) // len(problems)
-  asked = [problem for problem in problems for _ in range(samples)]
-  share = -(-len(texts) // jax.process_count())
-  mine = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
-  # Nothing is left for the last processes where there are more of them than texts.
-  parts, counts = pool.score(texts[mine], asked[mine])
-  names = pool.names
-  table = np.zeros((share, len(names)), np.float32)
-  for row, seen in enumerate(parts):
-    table[row] = [seen[name] for name in names]
-  if jax.process_count() > 1:
-    numbers = np.asarray([counts[name] for name in sorted(counts)])
-    table, all_numbers = multihost_utils.process_allgather((table, numbers))
-    counts = dict(zip(sorted(counts), all_numbers.sum(axis=0).tolist(), strict=True))
-  table = table.reshape(-1, len(names))[: len(texts)]
-  columns = table.T.reshape(len(names), len(problems), samples)
-  return dict(zip(names, columns, strict=True)), counts
+
+  def __init__(self, pool: RewardPool, problems: Sequence[Problem], samples: int):
+    self._pool = pool
+    self._problems = problems
+    self._samples = samples
+    self._table_QGR = np.zeros((len(problems), samples, len(pool.names)), np.float32)
+    self._counts: dict[str, float] = {}
+    self._raised: list[str] = []
+    self._num_judged = 0
+    self._waiting: list[tuple[int, Sequence[str]]] = []
+    self._lock = threading.Lock()
+    self._thread = concurrent.futures.ThreadPoolExecutor(1)
+    self._work: list[concurrent.futures.Future] = []
+
+  def add(self, problem: int, texts: Sequence[str]) -> None:
+    """Hands over the G answers to a problem, by its number."""
+    if problem % jax.process_count() == jax.process_index():
+      with self._lock:
+        self._waiting.append((problem, texts))
+      self._work.append(self._thread.submit(self._judge_waiting))
+
+  def _judge_waiting(self) -> None:
+    with self._lock:
+      groups, self._waiting = self._waiting, []
+    if not groups:  # judged with an earlier one
+      return
+    texts = [text for _, texts in groups for text in texts]
+    asked = [self._problems[q] for q, texts in groups for _ in texts]
+    parts, counts, raised = self._pool.score_some(texts, asked)
+    seen = [[part[name] for name in self._pool.names] for part in parts]
+    seen_QGR = np.asarray(seen, np.float32).reshape(len(groups), self._samples, -1)
+    self._table_QGR[[q for q, _ in groups]] = seen_QGR
+    for name, value in counts.items():
+      self._counts[name] = self._counts.get(name, 0) + value
+    self._raised += raised
+    self._num_judged += len(texts)
+
+  def result(self) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """Waits for all, of all processes.
+
+    Returns:
+      {part: [Q, G] float32}, 0 where no answers were handed over, and what
+      `RewardPool.score` counts.
+    """
+    self._thread.shutdown()
+    for work in self._work:
+      work.result()  # raises what it raised
+    if self._raised:
+      self._pool.explain(self._raised, self._num_judged)
+    table_QGR, names = self._table_QGR, COUNTS
+    numbers = np.asarray([self._counts.get(name, 0) for name in names], np.float64)
+    if jax.process_count() > 1:
+      tables, all_numbers = multihost_utils.process_allgather((table_QGR, numbers))
+      table_QGR, numbers = tables.sum(axis=0), all_numbers.sum(axis=0)
+    parts = dict(zip(self._pool.names, np.moveaxis(table_QGR, 2, 0), strict=True))
+    return parts, dict(zip(names, numbers.tolist(), strict=True))
 
 
 def records(

@@ -82,6 +82,7 @@ SECTIONS: dict[str, dict[str, dict[str, bool]]] = {
       (
         *("prompts", "group_size", "prompt_length", "max_tokens", "slots"),
         *("temperature", "top_k", "top_p", "min_p"),
+        *("draft", "draft_tokens", "oversample", "lag", "weights", "cache"),
       ),
       True,
     ),
@@ -94,7 +95,7 @@ SECTIONS: dict[str, dict[str, dict[str, bool]]] = {
     ),
     "advantage": keywords(group_advantages),
     "truncated": dict.fromkeys(("kind", "penalty"), True),
-    "loss": keywords(grpo),
+    "loss": keywords(grpo) | {"importance_cap": True},
     "moe": dict.fromkeys(("balance_coef", "bias_rate", "replay"), True),
     "lora": _LORA,
     "reference": {"refresh_every": True},

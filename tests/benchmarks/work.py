@@ -19,7 +19,7 @@ from configs import common, quickstart
 from r1jax import prng, sharding
 from r1jax.errors import InputError
 from r1jax.limits import decode_bytes, forward_work, read_bytes_per_s
-from r1jax.models import parameters
+from r1jax.models import parameters, quantized
 from r1jax.models.presets import PRESETS
 from r1jax.sharding import TRAIN_RULES, Partition
 from r1jax.stages import grpo, setup
@@ -278,21 +278,18 @@ def uniform_logp(run: Run) -> float:
 
 def drawing(run: Run, stage: Mapping[str, Any]) -> Callable:
   """(params, repeat) -> (ids of each answer, Rollout), by the stage's sampler."""
-  how = dict(stage["rollout"])
-  names = ("prompts", "group_size", "prompt_length", "max_tokens", "slots")
-  num_prompts, samples, prompt_length, max_tokens, slots = map(how.pop, names)
+  how = stage["rollout"]
+  names = ("prompts", "prompt_length", "max_tokens", "slots")
+  names += ("draft", "draft_tokens", "weights", "cache")
   sampler = Sampler(
     run,
     Trainable.of(run, stage),
-    prompts=num_prompts,
-    samples=samples,
-    prompt_length=prompt_length,
-    max_tokens=max_tokens,
-    slots=slots,
-    controls=how,
+    samples=how["group_size"],
+    controls={key: how[key] for key in ("temperature", "top_k", "top_p", "min_p")},
+    **{key: how[key] for key in names},
   )
   asked = prompts(run, stage)
-  problems = [Problem(f"benchmark-{q}", "", "", "") for q in range(num_prompts)]
+  problems = [Problem(f"benchmark-{q}", "", "", "") for q in range(how["prompts"])]
 
   def draw(params: Any, repeat: int) -> tuple[list[list[int]], Any]:
     key = prng.at(prng.root(run.seed), "rollout", repeat)
@@ -410,6 +407,9 @@ def answers_limit(
   if lengths_B is None:
     lengths_B = np.full(rows, sizes["max_tokens"])
   weights = jax.jit(run.cast)(params)
+  in_bytes = functools.partial(
+    quantized.params_in, sizes["weights"], specs=parameters.param_specs(run.model)
+  )
   a_row = functools.partial(
     limits.seconds_a_row, run.model, weights, run.partition, tries=tries
   )
@@ -417,7 +417,12 @@ def answers_limit(
   own = float((lengths_B * (lengths_B + 1) / 2).sum() / num_tokens)
   shared = (prompt_length - 1) / sizes["group_size"]
   num_bytes = decode_bytes(
-    run.model, weights, steps=1, rows=at_once, cached=at_once * (own + shared)
+    run.model,
+    jax.jit(in_bytes)(weights),
+    steps=1,
+    rows=at_once,
+    cached=at_once * (own + shared),
+    cache=sizes["cache"],
   )
   step_row_s = a_row("layers", rows=at_once) + a_row("head", rows=at_once)
   products_s = at_once * step_row_s
