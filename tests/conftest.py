@@ -1,5 +1,6 @@
 """Settings of all tests, and a finished run that several look at."""
 
+import importlib.util
 import os
 import pathlib
 import shutil
@@ -11,9 +12,9 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 # The tests compile far more than they compute, and XLA's older way of making loops for
-# a CPU compiles nearly twice as fast. Not every version knows the flag, and one that
-# does not would refuse to start.
-if jax.__version_info__ < (0, 11):
+# a CPU compiles nearly twice as fast. Not every version knows the flag, and neither
+# does libtpu; one that does not refuses to start.
+if jax.__version_info__ < (0, 11) and importlib.util.find_spec("libtpu") is None:
   _FLAG = "--xla_cpu_use_fusion_emitters=false"
   os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAG}".strip()
 # Folders and a file whose programs are tiny: they compile far longer than they run.

@@ -49,6 +49,40 @@ def test_the_gap_is_measured_where_the_weights_are_those_that_drew():
   }
 
 
+def test_importance_by_hand():
+  """Ratios e^0.5, e^2 (above the cap) and e^-1; nothing outside of the mask."""
+  e = tiny.experience(C, num_rows=1)
+  mask = np.zeros_like(e.rows.mask_BL)
+  mask[0, 3:6] = 1
+  behaviour = np.full(mask.shape, np.nan, np.float32)
+  behaviour[0, 3:6] = (-2.0, -3.5, -0.5)
+  e = e.replace(rows=e.rows.replace(mask_BL=mask), logp_behaviour_BL=behaviour)
+  ours = jnp.full(mask.shape, -1.5)
+  weight_BL, seen = policy.importance(TokenScores(ours, ours, ours), e, 2.0)
+  np.testing.assert_allclose(weight_BL[0, 3:6], [1.648721, 2.0, 0.3678794], rtol=1e-6)
+  np.testing.assert_array_equal(np.delete(weight_BL, np.s_[3:6], axis=1), 1)
+  assert float(seen["policy/importance_mean"].value()) == pytest.approx(1.338867)
+  assert float(seen["policy/importance_capped"].value()) == pytest.approx(1 / 3)
+
+
+def test_importance_weights_the_policys_gradient_and_nothing_else():
+  """With every weight at the cap it is a factor of the surrogate, not of the KL."""
+  e = experience().replace(logp_old_BL=None)
+  far = e.replace(logp_behaviour_BL=np.full_like(e.logp_behaviour_BL, -50.0))
+
+  def value(params, e, **settings):
+    return policy.policy_loss(scored(params, e), e, **{**OBJECTIVE, **settings})[0]
+
+  grad = jax.grad(value)
+  cap, params = 0.5, tiny.params(C)
+  got = grad(params, far, importance_cap=cap)
+  surrogate = grad(params, e, kl_coef=0.0)
+  want = jax.tree.map(
+    lambda whole, own: whole - (1 - cap) * own, grad(params, e), surrogate
+  )
+  tiny.assert_same_sums(got, want, tolerance=1e-5)
+
+
 def test_gap_by_hand():
   e = tiny.experience(C, num_rows=1)
   mask = np.zeros_like(e.rows.mask_BL)
