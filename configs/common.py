@@ -165,6 +165,8 @@ def grpo() -> ConfigDict:
       "top_k": 0,
       "top_p": 1.0,
       "min_p": 0.0,
+      # Texts that end an answer, such as "</answer>"; the end token does so too.
+      "stop_strings": (),
       # Speculative decoding, which changes no token: "ngram" drafts what followed the
       # last tokens before, in the prompt or the group's answers; "mtp" (1 token) asks
       # the module that predicts one further. Worth it where few rows are decoded.
@@ -238,6 +240,10 @@ def grpo() -> ConfigDict:
       "samples": 1,
       "temperature": 0.0,  # greedy
       "top_p": 1.0,
+      # Not for training, whose losses do not know of them.
+      "repetition_penalty": 1.0,
+      "min_tokens": 0,
+      "stop_strings": (),
     }
   )
   return s

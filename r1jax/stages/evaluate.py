@@ -50,6 +50,9 @@ class Evaluation:
     samples: int = 1,
     temperature: float = 0.0,
     top_p: float = 1.0,
+    repetition_penalty: float = 1.0,
+    min_tokens: int = 0,
+    stop_strings: Sequence[str] = (),
   ):
     self._run = run
     self._stage = stage
@@ -73,7 +76,13 @@ class Evaluation:
       prompt_length=prompt_length,
       max_tokens=max_tokens,
       slots=slots,
-      controls={"temperature": temperature, "top_p": top_p},
+      controls={
+        "temperature": temperature,
+        "top_p": top_p,
+        "repetition_penalty": repetition_penalty,
+        "min_tokens": min_tokens,
+      },
+      stop_strings=stop_strings,
     )
     if held_frozen is None:
       held_frozen = self._sampler.hold(frozen)

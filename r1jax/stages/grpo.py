@@ -127,6 +127,7 @@ def train_grpo(
     prompt_length=rollout_config["prompt_length"],
     max_tokens=rollout_config["max_tokens"],
     slots=rollout_config["slots"],
+    stop_strings=rollout_config["stop_strings"],
     draft=rollout_config["draft"],
     draft_tokens=rollout_config["draft_tokens"],
     weights=rollout_config["weights"],

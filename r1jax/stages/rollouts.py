@@ -19,7 +19,7 @@ from r1jax import prng, trees
 from r1jax.errors import InputError, one_of
 from r1jax.models import parameters, quantized
 from r1jax.rewards.pool import COUNTS, RewardPool
-from r1jax.sampling import decode, drafts, logits
+from r1jax.sampling import decode, drafts, logits, stops
 from r1jax.sharding import SAMPLE_RULES, Partition
 from r1jax.stages.run import Run
 from r1jax.stages.trainable import Trainable
@@ -41,7 +41,8 @@ class Sampler:
     draft, draft_tokens, cache: see `decode.Plan`.
     weights: what matrices are held in, one of `quantized.WEIGHTS`; "" is the compute
       dtype.
-    controls: temperature, top_k, top_p and min_p, the same for every row.
+    controls: of `logits.controls`, the same for every row.
+    stop_strings: texts that end an answer, the token that completes one included.
     record_experts: rollouts say which experts their tokens went through.
   """
 
@@ -60,6 +61,7 @@ class Sampler:
     weights: str = "",
     cache: str = "",
     controls: Mapping[str, float],
+    stop_strings: Sequence[str] = (),
     record_experts: bool = False,
   ):
     for name, value in (
@@ -105,11 +107,17 @@ class Sampler:
       draft=draft,
       draft_tokens=draft_tokens,
       cache=cache,
+      penalises=controls.get("repetition_penalty", 1.0) != 1.0,
     )
+    self._stops_YV = None
+    if stop_strings:
+      spelled = [run.tokenizer.token_bytes(i) for i in range(run.model.vocab)]
+      self._stops_YV = stops.table(stop_strings, spelled)
     self._controls = logits.controls(
       prompts * samples,
       max_tokens=max_tokens,
       stop_ids=run.tokenizer.stop_ids,
+      stop_strings=bool(stop_strings),
       **controls,
     )
     self._look_every = np.int32(max(max_tokens // _LOOKS, 16))
@@ -160,7 +168,7 @@ class Sampler:
     going = True
     while going:
       state, looked = programs.advance(
-        weights, state, self._controls, wanted, self._look_every
+        weights, state, self._controls, self._stops_YV, wanted, self._look_every
       )
       hand_over()  # the devices go on meanwhile
       going, complete_Q = jax.device_get(looked)
@@ -189,7 +197,7 @@ class Sampler:
     programs, state, more = self._begin(weights, prompts, problems, key, begun)
     wanted = np.int32(self._num_prompts if wanted is None else wanted)
     state, _ = programs.advance(
-      weights, state, self._controls, wanted, np.int32(_ENDLESS)
+      weights, state, self._controls, self._stops_YV, wanted, np.int32(_ENDLESS)
     )
     return programs.finish(state, more)
 
@@ -213,7 +221,7 @@ class Sampler:
       length_Q[row] = len(ids)
       problem_Q[row] = prng.number_of(problem.id)
     asked = decode.Prompts(tokens_QP, length_Q, problem_Q)
-    given = (weights, asked, self._controls, key, begun)
+    given = (weights, asked, self._controls, self._stops_YV, key, begun)
     if self._compiled is None:
       self._compiled = _Programs.of(self._run, self._plan, self._held, given)
     return self._compiled, *self._compiled.start(*given)
@@ -245,15 +253,29 @@ class _Programs:
     samples = plan.samples
     of_model = {"plan": plan, "partition": held}
 
-    def start(weights, prompts, controls, key, begun):
+    def start(weights, prompts, controls, stops_YV, key, begun):
       state, experts = decode.start(
-        run.model, weights, prompts, controls, key, begun=begun, **of_model
+        run.model,
+        weights,
+        prompts,
+        controls,
+        key,
+        stops_YV=stops_YV,
+        begun=begun,
+        **of_model,
       )
       return state, (trees.checksum(weights), experts)
 
-    def advance(weights, state, controls, wanted, limit):
+    def advance(weights, state, controls, stops_YV, wanted, limit):
       state = decode.advance(
-        run.model, weights, state, controls, wanted=wanted, limit=limit, **of_model
+        run.model,
+        weights,
+        state,
+        controls,
+        stops_YV=stops_YV,
+        wanted=wanted,
+        limit=limit,
+        **of_model,
       )
       complete_Q = state.done_B.reshape(-1, samples).all(axis=1)
       going = jnp.any(state.row_S != decode.IDLE) & (complete_Q.sum() < wanted)

@@ -76,12 +76,14 @@ SECTIONS: dict[str, dict[str, dict[str, bool]]] = {
     "eval": dict.fromkeys(
       ("every", "sets", "max_tokens", "batch", "slots", "samples", "temperature"), True
     )
-    | {"top_p": False},
+    | dict.fromkeys(
+      ("top_p", "repetition_penalty", "min_tokens", "stop_strings"), False
+    ),
     "template": _TEMPLATE,
     "rollout": dict.fromkeys(
       (
         *("prompts", "group_size", "prompt_length", "max_tokens", "slots"),
-        *("temperature", "top_k", "top_p", "min_p"),
+        *("temperature", "top_k", "top_p", "min_p", "stop_strings"),
         *("draft", "draft_tokens", "oversample", "lag", "weights", "cache"),
       ),
       True,

@@ -280,7 +280,7 @@ def drawing(run: Run, stage: Mapping[str, Any]) -> Callable:
   """(params, repeat) -> (ids of each answer, Rollout), by the stage's sampler."""
   how = stage["rollout"]
   names = ("prompts", "prompt_length", "max_tokens", "slots")
-  names += ("draft", "draft_tokens", "weights", "cache")
+  names += ("stop_strings", "draft", "draft_tokens", "weights", "cache")
   sampler = Sampler(
     run,
     Trainable.of(run, stage),

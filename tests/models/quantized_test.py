@@ -171,9 +171,7 @@ def test_bytes_of_a_token_in_the_cache(shape):
 @pytest.mark.parametrize("rules", [sharding.TRAIN_RULES, sharding.SAMPLE_RULES])
 def test_scales_lie_with_the_outputs_that_they_are_of(rules):
   c = tiny.FAMILY["qwen3_moe"]
-  specs = parameters.unstacked(
-    quantized.specs_in("int8", parameters.param_specs(c))
-  )
+  specs = parameters.unstacked(quantized.specs_in("int8", parameters.param_specs(c)))
   layer = specs["layers"]["0"]
   assert layer["attn"]["q"].scale.axes == (None, "heads", None)
   assert layer["attn"]["o"].scale.axes == (None, None, "embed")
