@@ -179,9 +179,9 @@ def grpo() -> ConfigDict:
       "lag": 0,
       # What answers are drawn with, evaluations aside: weights in "int8" (one scale for
       # each output channel), caches in "bfloat16", "float8_e4m3fn" or "int8" (one for
-      # each head and token); "" is the compute dtype. Less memory, and where reading it
-      # is what takes long, less time. Log-probs then differ from the trainer's, see
-      # policy/logp_gap_mean in the metrics; `loss.importance_cap` corrects for it.
+      # each head and token); "" is the compute dtype. Smaller to hold and to read, but
+      # not on CPU, see r1jax/models/quantized.py. Log-probs then differ from the
+      # trainer's (policy/logp_gap_mean); `loss.importance_cap` corrects for it.
       "weights": "",
       "cache": "",
     }

@@ -121,6 +121,7 @@ AHEAD = (
 )
 
 
+@pytest.mark.slow
 def test_rows_on_their_way_are_kept(stop, finish, small_run, tmp_path):
   """Groups that go on in the next rollout, which is drawn ahead by older weights."""
   whole, broken = tmp_path / "whole", tmp_path / "broken"

@@ -46,7 +46,7 @@ def linear(x: jax.Array, w: Matrix, *, contract: int = 1) -> jax.Array:
     update = linear(linear(x, w.a, contract=contract), w.b)
     return linear(x, w.base, contract=contract) + w.scale * update
   if isinstance(w, Quantized):
-    product = linear(x, w.values.astype(x.dtype), contract=contract)
+    product = linear(x, quantized.values(w, x.dtype), contract=contract)
     return product * w.scale.reshape(w.shape[contract:])
   tokens, inner, out = x.shape[:-contract], w.shape[:contract], w.shape[contract:]
   size = math.prod(inner)
@@ -82,10 +82,11 @@ def attend(
   # Queries that share a kv head are rows of one product.
   b, l, k, r, h = q_BLKRH.shape
   q_BKMH = jnp.moveaxis(q_BLKRH, 1, 3).reshape(b, k, r * l, h)
+  dtype = q_BLKRH.dtype
   score_BKMC = jnp.einsum(
     "bkmh,bkhc->bkmc",
     q_BKMH,
-    quantized.values(k_BKHC, q_BLKRH.dtype),
+    quantized.values(k_BKHC, dtype),
     preferred_element_type=jnp.float32,
   )
   if isinstance(k_BKHC, Quantized):
@@ -99,9 +100,7 @@ def attend(
   if isinstance(v_BKCH, Quantized):
     weight_BKMC *= jnp.swapaxes(v_BKCH.scale, -1, -2)
   out_BKMH = jnp.einsum(
-    "bkmc,bkch->bkmh",
-    weight_BKMC.astype(q_BLKRH.dtype),
-    quantized.values(v_BKCH, q_BLKRH.dtype),
+    "bkmc,bkch->bkmh", weight_BKMC.astype(dtype), quantized.values(v_BKCH, dtype)
   )
   out = jnp.moveaxis(out_BKMH.reshape(b, k, r, l, -1), 3, 1)
   logsumexp_BKRL = (jnp.log(total) + top)[..., 0]

@@ -2,7 +2,8 @@
 
 Weights have a scale for each output channel, so that it multiplies what comes out of a
 product; a cache has one for each of its columns. Products are of the dtype of the other
-side: what is held is converted as it is read.
+side, which what is held is converted to. The compiler for TPUs does so as it reads. On
+CPU XLA makes wide copies, of weights once a rollout: nothing is saved there.
 """
 
 import dataclasses
@@ -82,7 +83,8 @@ def values(held: Held, dtype: Any) -> jax.Array:
 def params_in(kind: str, params: dict, specs: dict) -> dict:
   """Parameters with their matrices held as one of WEIGHTS.
 
-  Norms, biases, routers and adapters stay. Scales have the parameters' dtype.
+  Norms, biases, routers and adapters stay, and the map from the latent of attention,
+  which decoding splits before it multiplies. Scales have the parameters' dtype.
   """
   if not kind:
     return params
@@ -122,7 +124,7 @@ def _shared_axes(path: str, spec: ParamSpec) -> tuple[int, ...]:
   """
   if path == "embed":
     return (1,)
-  if path.endswith("router"):
+  if path.endswith(("router", "kv_up")):
     return ()
   first = parameters.num_stacked(spec)
   return tuple(range(first, first + parameters.num_inputs(path)))

@@ -17,7 +17,7 @@ from r1jax.errors import one_of
 from r1jax.models import attention, kernels, layers, moe, parameters, quantized, rope
 from r1jax.models.cache import Cache
 from r1jax.models.config import ModelConfig
-from r1jax.models.quantized import Held, Quantized
+from r1jax.models.quantized import Quantized
 from r1jax.sharding import LOCAL, Partition
 
 _KEEP = jax.checkpoint_policies
@@ -279,20 +279,13 @@ def _no_balance(c: ModelConfig, balance: bool, tokens_BL: jax.Array):
   return jnp.zeros(tokens_BL.shape, jnp.float32)
 
 
-def head_matrix(params: dict) -> Held:
-  """The output projection as [D, V], tied or free."""
-  if "head" in params:
-    return params["head"]
-  return jax.tree.map(jnp.transpose, params["embed"])
-
-
 def unembed(params: dict, hidden: jax.Array) -> jax.Array:
   """Float32 logits [..., V] of hidden states [..., D]."""
-  head_DV = head_matrix(params)
+  axes, head = ("dv", params["head"]) if "head" in params else ("vd", params["embed"])
   logits = jnp.einsum(
-    "...d,dv->...v",
+    f"...d,{axes}->...v",
     hidden,
-    quantized.values(head_DV, hidden.dtype),
+    quantized.values(head, hidden.dtype),
     preferred_element_type=jnp.float32,
   )
-  return logits * head_DV.scale[0] if isinstance(head_DV, Quantized) else logits
+  return logits * head.scale.reshape(-1) if isinstance(head, Quantized) else logits

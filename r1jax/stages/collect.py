@@ -306,7 +306,8 @@ class Collector:
     chosen = _complete(rollout)[: self._wanted]
     if not self._lags:
       self._left = self._leftover(asked, rollout)
-    parts_QG, judged = judging.result()
+    with self._run.clock("reward"):
+      parts_QG, judged = judging.result()
     every = self._problems(asked)
     problems = [every[q] for q in chosen]
     own = rollouts.cut(rollout, chosen)

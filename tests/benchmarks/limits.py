@@ -27,7 +27,6 @@ from jax.sharding import PartitionSpec
 
 from r1jax import sharding
 from r1jax.limits import again, one_of, pass_seconds
-from r1jax.models import transformer
 from r1jax.models.config import ModelConfig
 from r1jax.sharding import Partition
 
@@ -107,7 +106,7 @@ def seconds_a_row(
 def _matrices(c: ModelConfig, params: dict, part: str) -> list[list[jax.Array]]:
   """[I, O] each, those of one shape together."""
   if part == "head":
-    return [[transformer.head_matrix(params)]]
+    return [[params["head"] if "head" in params else params["embed"].T]]
   attn, mlp = params["layers"]["attn"], params["layers"]["mlp"]
   stacks = [w.reshape(c.depth, c.width, -1) for w in (attn["q"], attn["k"], attn["v"])]
   stacks += [attn["o"].reshape(c.depth, -1, c.width), *mlp.values()]

@@ -61,7 +61,12 @@ def begun_of(out):
 
 @pytest.mark.parametrize(
   ("slots", "draft", "limit"),
-  [(NUM_SLOTS, "", 1), (NUM_SLOTS, "", 75), (None, "", 40), (NUM_SLOTS, "ngram", 60)],
+  [
+    (NUM_SLOTS, "", 75),
+    pytest.param(NUM_SLOTS, "", 1, marks=pytest.mark.slow),
+    pytest.param(None, "", 40, marks=pytest.mark.slow),
+    pytest.param(NUM_SLOTS, "ngram", 60, marks=pytest.mark.slow),
+  ],
 )
 def test_goes_on_as_if_it_had_not_ended(slots, draft, limit):
   """Under another key, which begun rows do not derive from; lengths past a window, and

@@ -27,9 +27,14 @@ def rollout(c, **changes):
 @pytest.mark.parametrize(
   ("name", "changes"),
   [
-    ("llama", {"draft": "ngram", "draft_tokens": 1}),
-    ("llama", {"draft": "ngram", "draft_tokens": 4, "slots": None}),
-    ("deepseek_v3", {"draft": "ngram", "draft_tokens": 3}),
+    ("llama", {"draft": "ngram", "draft_tokens": 4}),
+    pytest.param(
+      *("llama", {"draft": "ngram", "draft_tokens": 1, "slots": None}),
+      marks=pytest.mark.slow,
+    ),
+    pytest.param(
+      *("deepseek_v3", {"draft": "ngram", "draft_tokens": 3}), marks=pytest.mark.slow
+    ),
     ("deepseek_v3", {"draft": "mtp", "draft_tokens": 1}),
   ],
 )
@@ -52,6 +57,7 @@ def test_the_same_tokens_in_fewer_steps(name, changes):
   assert got.counts["steps"] < want.counts["steps"]
 
 
+@pytest.mark.slow
 def test_experts_are_recorded_of_accepted_tokens():
   c = tiny.FAMILY["qwen3_moe"]
   want = rollout(c, record_experts=True)
