@@ -7,8 +7,8 @@ operation chains, most of which are answered at once and some worked out in `<th
 tags first: like a text of the web, it holds the skill and seldom shows it. Stage `zero`
 is GRPO on accuracy and format rewards, with no supervised start.
 
-On 2 CPU cores 5 to 6 minutes. To expect: greedy accuracy on 510 held-out problems from
-12 to 18 % to 98 % or more, mean answers from 4 to 30 tokens, in seeds 0, 1 and 2.
+On 2 CPU cores 4 to 6 minutes. To expect: greedy accuracy on 510 held-out problems from
+8 to 18 % to 98 % or more, mean answers from 4 to 30 tokens, in seeds 0, 1 and 2.
 """
 
 from configs import common
