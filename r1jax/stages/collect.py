@@ -129,6 +129,7 @@ class Collector:
     self._room = config["prompts"] + config["oversample"]
     self._samples = config["group_size"]
     self._max_tokens = config["max_tokens"]
+    self._cache = config["cache"]
     self._is_partial = config["oversample"] > 0
     self._lags = config["lag"] > 0
     self._left = self.nothing()
@@ -216,6 +217,7 @@ class Collector:
       [self._prompts[problem.id] for problem in problems],
       rollout,
       begun_B=asked.rows.length_B if self._is_partial else None,
+      cache=self._cache,
     )
     return self._collected(asked, rollout, judging, work)
 
