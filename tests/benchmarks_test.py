@@ -149,15 +149,47 @@ def test_slots_that_make_no_waves_are_refused(slots):
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_shared_prompt_costs_once():
-  run_, zero = small(**engine.PROMPTS | {"prompt_length": 12, "group_size": 4})
+@pytest.mark.parametrize("cache", ["", "int8"])
+def test_a_shared_prompt_costs_once(cache):
+  sizes = {"prompt_length": 12, "group_size": 4, "max_tokens": 2, "cache": cache}
+  run_, zero = small(**engine.PROMPTS | sizes)
   prompts = engine.shared_prompts(run_, zero)
   ours, repeated = prompts.call(0), prompts.beside["repeated"](0)
   c = run_.model
+  a_head = c.head_dim + 4 if cache else 4 * c.head_dim  # with a scale, or float32
+  assert ours["tokens"] == repeated["tokens"] == 2 * 4 * 2
   assert ours["prefill_tokens"] == 2 * 11
-  assert ours["prompt_cache_bytes"] == 2 * 12 * 2 * c.kv_heads * c.head_dim * 4
+  assert ours["prompt_cache_bytes"] == 2 * 12 * 2 * c.kv_heads * a_head
   for key in ("prefill_tokens", "prefill_flop", "prompt_cache_bytes"):
     assert repeated[key] == 4 * ours[key]
+  assert {"prefill_s", "decode_s"} <= set(ours)
+
+
+def test_the_engine_is_the_stages_sampler():
+  settings = {"draft": "ngram", "draft_tokens": 2, "weights": "int8", "cache": "int8"}
+  run_, zero = small(**settings, slots=4)
+  plan, weights = engine.held(run_, zero, run_.params_of(""))
+  assert (plan.draft, plan.draft_tokens, plan.cache) == ("ngram", 2, "int8")
+  assert (plan.samples, plan.slots) == (zero["rollout"]["group_size"], 4)
+  assert weights["layers"]["0"]["mlp"]["up"].values.dtype == np.int8
+
+
+@pytest.mark.usefixtures("quick")
+def test_refill_with_drafts():
+  """Without them each slot-step that is not idle makes one token."""
+  sizes = {"prompts": 4, "group_size": 2, "prompt_length": P, "max_tokens": 32}
+  drafts = {"draft": "ngram", "draft_tokens": 3, "temperature": 0.0}
+  seen = engine.refill(*small(**sizes, slots=4, **drafts)).call(0)
+  assert seen["tokens"] == engine.geometric(8, 32).sum()
+  assert seen["slot_steps"] * (1 - seen["idle_share"]) < seen["tokens"] - 1
+
+
+@pytest.mark.parametrize(
+  ("key", "value"), [("oversample", 2), ("lag", 1), ("stop_strings", ("a",))]
+)
+def test_settings_that_nothing_would_show_are_refused(key, value):
+  with pytest.raises(InputError, match=rf"rollout.{key}=.*: benchmarks draw whole"):
+    small(**{key: value})
 
 
 def test_ours_and_another_take_turns(monkeypatch):

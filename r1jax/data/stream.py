@@ -69,7 +69,3 @@ class Stream(Generic[T]):
   def item(self, place: int) -> T:
     """The item at a place of the order, over all hosts."""
     return self._items[int(self._order[place])]
-
-  def epoch(self, step: int) -> float:
-    """Passes over the data that lie behind when `step` begins."""
-    return step * self._batch / len(self._items)

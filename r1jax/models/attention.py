@@ -13,10 +13,12 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from r1jax.models import kernels, layers, quantized, rope
 from r1jax.models.cache import Cache, PromptCache
 from r1jax.models.config import ModelConfig
+from r1jax.models.quantized import Held
 from r1jax.sharding import LOCAL, Partition
 
 # (q_BLKRH, k_BLKH, v_BLKH or None, held, scale) -> (mixed_BLKRH, held), where `held` is
@@ -116,13 +118,24 @@ def among_tokens(
   return context
 
 
-def with_cache(c: ModelConfig, cache: Cache, window: int | None) -> Context:
-  """Writes the tokens to the slots' columns, then attends to own part and prompt.
+def with_cache(
+  c: ModelConfig, cache: Cache, num_new: int, window: int | None
+) -> Context:
+  """Writes tokens to the slots' columns, then attends to own part and prompt.
 
   Args:
+    num_new: tokens of each slot, L.
     window: own columns that are attended to, those of one or more of the cache's
       arrays; None means all.
   """
+  num_own = cache.num_columns if window is None else window
+  masks = [_own(cache, num_new, num_own)]
+  prompts = None
+  if cache.prompt is not None:
+    prompts = _Prompts(cache.prompt, len(cache.length_S), num_new)
+    masks.append(prompts.mask_SLP)
+  # Made once: XLA's CPU backend would make it again for every head of every layer.
+  mask_SLC = jax.lax.optimization_barrier(jnp.concatenate(masks, axis=-1))
 
   def values_of(k_BKHC):
     """Those of latent attention lie in the keys."""
@@ -132,39 +145,44 @@ def with_cache(c: ModelConfig, cache: Cache, window: int | None) -> Context:
 
   def context(q_SLKRH, k_SLKH, v_SLKH, held, scale):
     keys, values, *shared = held
-    k_new, v_new = jnp.moveaxis(k_SLKH, 1, -1), None
-    keys = _stored(keys, k_new, cache.column, -1, window)
+    keys = _stored(keys, jnp.moveaxis(k_SLKH, 1, -1), cache.column, -1, window)
     if v_SLKH is not None:
-      v_new = jnp.moveaxis(v_SLKH, 1, 2)
-      values = _stored(values, v_new, cache.column, -2, window)
-    parts, start = [], 0
-    for number, k_SKHW in enumerate(keys):
-      end = start + k_SKHW.shape[-1]
-      if window is None or start < window:
-        v_SKWH = values_of(k_SKHW) if v_new is None else values[number]
-        mask_SLW = _own(cache, keys, q_SLKRH.shape[1], start, end)
-        parts.append(layers.attend(q_SLKRH, k_SKHW, v_SKWH, mask_SLW, scale=scale))
-      start = end
-    if shared:
+      values = _stored(values, jnp.moveaxis(v_SLKH, 1, 2), cache.column, -2, window)
+    own = [
+      (k_SKHW, values_of(k_SKHW) if v_SLKH is None else values[number])
+      for number, k_SKHW in enumerate(keys)
+      if cache.windows[number] <= num_own
+    ]
+    scores = [layers.scores(q_SLKRH, k_SKHW) for k_SKHW, _ in own]
+    if prompts is not None:
       k_QKHP, v_QKPH = shared
-      if v_QKPH is None:
-        v_QKPH = values_of(k_QKHP)
-      parts.append(_with_prompts(q_SLKRH, k_QKHP, v_QKPH, cache.prompt, scale))
-    return layers.join(parts), (keys, values)
+      scores.append(prompts.scores(q_SLKRH, k_QKHP))
+    score_SKRLC = jnp.concatenate(scores, axis=-1) * scale
+    weight_SKRLC, _ = layers.softmax(score_SKRLC, mask_SLC[:, None, None])
+    ends = np.cumsum([score.shape[-1] for score in scores])[:-1]
+    weights = jnp.split(weight_SKRLC, ends, axis=-1)
+    dtype = q_SLKRH.dtype
+    out_SKRLH = sum(
+      layers.mixed(weight, v_SKWH, dtype)
+      for weight, (_, v_SKWH) in zip(weights, own, strict=False)
+    )
+    if prompts is not None:
+      v_QKPH = values_of(k_QKHP) if v_QKPH is None else v_QKPH
+      out_SKRLH += prompts.mixed(weights[-1], v_QKPH, dtype)
+    return jnp.moveaxis(out_SKRLH, 3, 1), (keys, values)
 
   return context
 
 
-def _own(cache: Cache, keys: tuple, num_new: int, start: int, end: int) -> jax.Array:
-  """Which columns from `start` to `end` each new token attends to, [S, L, W].
+def _own(cache: Cache, num_new: int, num_columns: int) -> jax.Array:
+  """Which of the first columns each new token attends to, [S, L, W].
 
   Those of its slot's last tokens, itself included: the age of a column counts backwards
   around the ring.
   """
-  ring = sum(k_SKHW.shape[-1] for k_SKHW in keys)
   new_L = jnp.arange(num_new)
   column_SL = jnp.broadcast_to(cache.column, cache.length_S.shape)[:, None] + new_L
-  age_SLW = (column_SL[..., None] - jnp.arange(start, end)) % ring
+  age_SLW = (column_SL[..., None] - jnp.arange(num_columns)) % cache.num_columns
   return age_SLW <= (cache.length_S[:, None] + new_L)[..., None]
 
 
@@ -213,37 +231,56 @@ def _written(
   return array.at[where].set(new, mode="drop")
 
 
-def _with_prompts(
-  q_SLKRH, k_QKHP, v_QKPH, prompt: PromptCache, scale: float
-) -> tuple[jax.Array, jax.Array]:
-  """Attention of slots to their prompts, (out_SLKRH, logsumexp_SLKR).
+class _Prompts:
+  """Products of slots with the prompts that their rows share.
 
-  All samples of a prompt go through one product, which reads it once. A prompt that no
-  slot works on costs the same; where there are far more rows than slots, prompts are
-  gathered slot by slot.
+  All samples of a prompt go through one product, which reads it once: slots' queries
+  are gathered by row. A prompt that no slot works on costs the same; where there are
+  far more rows than slots, the prompts are gathered instead, slot by slot.
   """
-  num_slots, num_new = q_SLKRH.shape[:2]
-  num_prompts, samples = k_QKHP.shape[0], prompt.samples
-  num_rows = num_prompts * samples
-  live_QP = jnp.arange(k_QKHP.shape[-1]) < prompt.length_Q[:, None]
-  if num_rows > _ROWS_A_SLOT * num_slots:
-    of_S = jnp.minimum(prompt.row_S // samples, num_prompts - 1)
-    mask_SLP = jnp.broadcast_to(
-      live_QP[of_S][:, None], (num_slots, num_new, live_QP.shape[-1])
+
+  def __init__(self, prompt: PromptCache, num_slots: int, num_new: int):
+    self._num_new = num_new
+    self._shape_QM = len(prompt.length_Q), prompt.samples * num_new
+    num_rows = len(prompt.length_Q) * prompt.samples
+    row_S = jnp.minimum(prompt.row_S, num_rows - 1)
+    self._prompt_S = row_S // prompt.samples
+    self._is_gathered = num_rows > _ROWS_A_SLOT * num_slots
+    # A slot for each row, and the row of each slot; None where slots are rows.
+    self._slot_B = self._row_S = None
+    if num_rows != num_slots:
+      slot_B = jnp.zeros(num_rows, jnp.int32)
+      self._slot_B = slot_B.at[prompt.row_S].set(jnp.arange(num_slots), mode="drop")
+      self._row_S = row_S
+    columns = prompt.keys[0].shape[-1]
+    live_QP = jnp.arange(columns) < prompt.length_Q[:, None]
+    self.mask_SLP = jnp.broadcast_to(
+      live_QP[self._prompt_S][:, None], (num_slots, num_new, columns)
     )
-    k_SKHP, v_SKPH = jax.tree.map(lambda leaf: leaf[of_S], (k_QKHP, v_QKPH))
-    return layers.attend(q_SLKRH, k_SKHP, v_SKPH, mask_SLP, scale=scale)
-  never_moves = num_rows == num_slots
-  q_BLKRH = q_SLKRH
-  if not never_moves:
-    slot_B = jnp.zeros(num_rows, jnp.int32)
-    slot_B = slot_B.at[prompt.row_S].set(jnp.arange(num_slots), mode="drop")
-    q_BLKRH = q_SLKRH[slot_B]
-  q_QMKRH = q_BLKRH.reshape(num_prompts, samples * num_new, *q_SLKRH.shape[2:])
-  mask_QMP = jnp.broadcast_to(live_QP[:, None], (*q_QMKRH.shape[:2], live_QP.shape[-1]))
-  found = layers.attend(q_QMKRH, k_QKHP, v_QKPH, mask_QMP, scale=scale)
-  out, lse = (x.reshape(num_rows, num_new, *x.shape[2:]) for x in found)
-  if never_moves:
-    return out, lse
-  row_S = jnp.minimum(prompt.row_S, num_rows - 1)
-  return out[row_S], lse[row_S]
+
+  def scores(self, q_SLKRH: jax.Array, k_QKHP: Held) -> jax.Array:
+    """float32 [S, K, R, L, P]."""
+    if self._is_gathered:
+      return layers.scores(q_SLKRH, self._gathered(k_QKHP))
+    score_QKRMP = layers.scores(self._by_prompt(q_SLKRH), k_QKHP)
+    return jnp.moveaxis(self._by_slot(jnp.moveaxis(score_QKRMP, 3, 1)), 1, 3)
+
+  def mixed(self, weight_SKRLP: jax.Array, v_QKPH: Held, dtype) -> jax.Array:
+    """[S, K, R, L, H]."""
+    if self._is_gathered:
+      return layers.mixed(weight_SKRLP, self._gathered(v_QKPH), dtype)
+    weight_QMKRP = self._by_prompt(jnp.moveaxis(weight_SKRLP, 3, 1))
+    out_QKRMH = layers.mixed(jnp.moveaxis(weight_QMKRP, 1, 3), v_QKPH, dtype)
+    return jnp.moveaxis(self._by_slot(jnp.moveaxis(out_QKRMH, 3, 1)), 1, 3)
+
+  def _gathered(self, held: Held) -> Held:
+    return jax.tree.map(lambda leaf: leaf[self._prompt_S], held)
+
+  def _by_prompt(self, x_SL: jax.Array) -> jax.Array:
+    """[S, L, ...] -> [Q, M, ...], M = G * L."""
+    x_BL = x_SL if self._slot_B is None else x_SL[self._slot_B]
+    return x_BL.reshape(*self._shape_QM, *x_SL.shape[2:])
+
+  def _by_slot(self, x_QM: jax.Array) -> jax.Array:
+    x_BL = x_QM.reshape(-1, self._num_new, *x_QM.shape[2:])
+    return x_BL if self._row_S is None else x_BL[self._row_S]

@@ -70,41 +70,60 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
   return (x32 * inverse * scale.astype(jnp.float32)).astype(x.dtype)
 
 
-def attend(
-  q_BLKRH: jax.Array, k_BKHC: Held, v_BKCH: Held, mask_BLC: jax.Array, *, scale: float
-) -> tuple[jax.Array, jax.Array]:
-  """Attention over one part of the context; `scale` multiplies the scores.
-
-  Returns:
-    (out_BLKRH, logsumexp_BLKR): parts of a context are joined by `join`. Where the mask
-    leaves nothing, the logsumexp is about MASKED and the output is to be ignored.
-  """
+def scores(q_BLKRH: jax.Array, k_BKHC: Held) -> jax.Array:
+  """Products of queries and keys, float32 [B, K, R, L, C]."""
   # Queries that share a kv head are rows of one product.
   b, l, k, r, h = q_BLKRH.shape
   q_BKMH = jnp.moveaxis(q_BLKRH, 1, 3).reshape(b, k, r * l, h)
-  dtype = q_BLKRH.dtype
   score_BKMC = jnp.einsum(
     "bkmh,bkhc->bkmc",
     q_BKMH,
-    quantized.values(k_BKHC, dtype),
+    quantized.values(k_BKHC, q_BLKRH.dtype),
     preferred_element_type=jnp.float32,
   )
   if isinstance(k_BKHC, Quantized):
     score_BKMC *= k_BKHC.scale
-  score = score_BKMC.reshape(b, k, r, l, -1)
-  score = jnp.where(mask_BLC[:, None, None], score * scale, MASKED)
-  top = jax.lax.stop_gradient(score.max(axis=-1, keepdims=True))
-  weight = jnp.exp(score - top)
-  total = weight.sum(axis=-1, keepdims=True)
-  weight_BKMC = (weight / total).reshape(b, k, r * l, -1)
+  return score_BKMC.reshape(b, k, r, l, -1)
+
+
+def mixed(weight_BKRLC: jax.Array, v_BKCH: Held, dtype) -> jax.Array:
+  """Sums of values by float32 weights, [B, K, R, L, H]."""
+  b, k, r, l, _ = weight_BKRLC.shape
+  weight_BKMC = weight_BKRLC.reshape(b, k, r * l, -1)
   if isinstance(v_BKCH, Quantized):
     weight_BKMC *= jnp.swapaxes(v_BKCH.scale, -1, -2)
   out_BKMH = jnp.einsum(
     "bkmc,bkch->bkmh", weight_BKMC.astype(dtype), quantized.values(v_BKCH, dtype)
   )
-  out = jnp.moveaxis(out_BKMH.reshape(b, k, r, l, -1), 3, 1)
-  logsumexp_BKRL = (jnp.log(total) + top)[..., 0]
-  return out, jnp.moveaxis(logsumexp_BKRL, -1, 1)
+  return out_BKMH.reshape(b, k, r, l, -1)
+
+
+def softmax(score: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """(weights, logsumexp) over the last axis, of what the mask leaves.
+
+  Where it leaves nothing, the logsumexp is about MASKED and the weights are to be
+  ignored.
+  """
+  score = jnp.where(mask, score, MASKED)
+  top = jax.lax.stop_gradient(score.max(axis=-1, keepdims=True))
+  weight = jnp.exp(score - top)
+  total = weight.sum(axis=-1, keepdims=True)
+  return weight / total, (jnp.log(total) + top)[..., 0]
+
+
+def attend(
+  q_BLKRH: jax.Array, k_BKHC: Held, v_BKCH: Held, mask_BLC: jax.Array, *, scale: float
+) -> tuple[jax.Array, jax.Array]:
+  """Attention; `scale` multiplies the scores.
+
+  Returns:
+    (out_BLKRH, logsumexp_BLKR), of which `join` makes one where a context has parts.
+  """
+  weight, logsumexp_BKRL = softmax(
+    scores(q_BLKRH, k_BKHC) * scale, mask_BLC[:, None, None]
+  )
+  out_BKRLH = mixed(weight, v_BKCH, q_BLKRH.dtype)
+  return jnp.moveaxis(out_BKRLH, 3, 1), jnp.moveaxis(logsumexp_BKRL, -1, 1)
 
 
 def join(parts: Sequence[tuple]) -> jax.Array:

@@ -87,7 +87,7 @@ def forward(
   x_BLD = partition.constrain(x_BLD, ("batch", None, None))
   context = attention.among_tokens(segments_BL, parents_BL, partition)
   if cache is not None:
-    context = attention.with_cache(c, cache, window)
+    context = attention.with_cache(c, cache, tokens_BL.shape[1], window)
   layer = _layer(
     c, positions_BL, segments_BL, parents_BL, context, balance, remat, partition
   )
@@ -185,7 +185,7 @@ def draft_further(
   """
   p = parameters.layer_of(params["mtp"], 0)
   x_BLD = _with_next(c, params, p, hidden_BLD, next_BL, partition)
-  context = attention.with_cache(c, before, window)
+  context = attention.with_cache(c, before, next_BL.shape[1], window)
   layer = _layer(c, positions_BL, None, None, context, False, "none", partition)
   (x_BLD, _), (_, (keys, values)) = layer((x_BLD, None), (p, None, _held(before, -1)))
   cache = after.replace(

@@ -233,8 +233,9 @@ def state_shardings(state: DecodeState, partition: Partition) -> DecodeState:
   """
 
   def of_leaf(leaf: jax.ShapeDtypeStruct) -> jax.sharding.NamedSharding:
-    axes = ("batch", "kv_heads") if leaf.ndim == 4 else (None,) * min(leaf.ndim, 2)
-    return partition.fitting(leaf.shape, (*axes, *(None,) * (leaf.ndim - len(axes))))
+    if leaf.ndim < 4:
+      return partition.sharding()
+    return partition.fitting(leaf.shape, ("batch", "kv_heads", None, None))
 
   everywhere = jax.tree.map(lambda _: partition.sharding(), state)
   return everywhere.replace(cache=jax.tree.map(of_leaf, state.cache))

@@ -27,6 +27,8 @@ from r1jax.types import Problem, Rollout
 
 _LOOKS = 8  # at the rows that are complete, while one of full length is drawn
 _ENDLESS = 2**30
+# Section of a config -> its keys of the numbers of prompts and of samples.
+_KEYS = {"rollout": ("prompts", "group_size"), "eval": ("batch", "samples")}
 
 
 class Sampler:
@@ -44,6 +46,11 @@ class Sampler:
     controls: of `logits.controls`, the same for every row.
     stop_strings: texts that end an answer, the token that completes one included.
     record_experts: rollouts say which experts their tokens went through.
+    section: of the config that these settings stand in, for errors.
+
+  Attributes:
+    plan: what its programs are compiled for.
+    num_prompts: Q.
   """
 
   def __init__(
@@ -63,23 +70,26 @@ class Sampler:
     controls: Mapping[str, float],
     stop_strings: Sequence[str] = (),
     record_experts: bool = False,
+    section: str = "rollout",
   ):
+    num_prompts, num_samples = _KEYS[section]
     for name, value in (
-      ("prompts", prompts),
-      ("samples", samples),
-      ("prompt_length", prompt_length),
-      ("max_tokens", max_tokens),
+      (f"{section}.{num_prompts}", prompts),
+      (f"{section}.{num_samples}", samples),
+      ("rollout.prompt_length", prompt_length),
+      (f"{section}.max_tokens", max_tokens),
     ):
       if value < 1:
-        raise InputError(f"config.rollout.{name}={value}: must be 1 or more")
+        raise InputError(f"config.{name}={value}: must be 1 or more")
     if prompt_length + max_tokens > run.model.max_length:
       raise InputError(
-        f"config.rollout.prompt_length={prompt_length} and max_tokens={max_tokens} add "
-        f"up to more than the {run.model.max_length} positions of the model; lower one"
+        f"config.rollout.prompt_length={prompt_length} and config.{section}.max_tokens="
+        f"{max_tokens} add up to more than the {run.model.max_length} positions of the "
+        "model; lower one"
       )
     drafts.check_model(run.model, draft)
     self._run = run
-    self._num_prompts = prompts
+    self.num_prompts = prompts
     self._samples = samples
     self._prompt_length = prompt_length
     self._held = held = Partition(run.partition.mesh, SAMPLE_RULES)
@@ -99,7 +109,7 @@ class Sampler:
 
     self._trained = made(trainable.specs, run.cast)
     self._frozen = made(parameters.param_specs(run.model))
-    self._plan = decode.Plan(
+    self.plan = decode.Plan(
       samples=samples,
       max_tokens=max_tokens,
       slots=slots or None,
@@ -110,16 +120,19 @@ class Sampler:
       penalises=controls.get("repetition_penalty", 1.0) != 1.0,
     )
     self._stops_YV = None
-    if stop_strings:
-      spelled = [run.tokenizer.token_bytes(i) for i in range(run.model.vocab)]
-      self._stops_YV = stops.table(stop_strings, spelled)
-    self._controls = logits.controls(
-      prompts * samples,
-      max_tokens=max_tokens,
-      stop_ids=run.tokenizer.stop_ids,
-      stop_strings=bool(stop_strings),
-      **controls,
-    )
+    try:
+      if stop_strings:
+        spelled = [run.tokenizer.token_bytes(i) for i in range(run.model.vocab)]
+        self._stops_YV = stops.table(stop_strings, spelled)
+      self._controls = logits.controls(
+        prompts * samples,
+        max_tokens=max_tokens,
+        stop_ids=run.tokenizer.stop_ids,
+        stop_strings=bool(stop_strings),
+        **controls,
+      )
+    except InputError as e:
+      raise InputError(f"config.{section}.{e}") from e
     self._look_every = np.int32(max(max_tokens // _LOOKS, 16))
     self._compiled: _Programs | None = None
 
@@ -156,7 +169,7 @@ class Sampler:
         are still drawn.
     """
     programs, state, more = self._begin(weights, prompts, problems, key, begun)
-    wanted = np.int32(self._num_prompts if wanted is None else wanted)
+    wanted = np.int32(self.num_prompts if wanted is None else wanted)
     waiting: list[tuple[int, Any]] = []
     seen: set[int] = set()
 
@@ -195,7 +208,7 @@ class Sampler:
   ) -> Rollout:
     """Starts the same and does not wait: leaves are of the devices, for `fetch`."""
     programs, state, more = self._begin(weights, prompts, problems, key, begun)
-    wanted = np.int32(self._num_prompts if wanted is None else wanted)
+    wanted = np.int32(self.num_prompts if wanted is None else wanted)
     state, _ = programs.advance(
       weights, state, self._controls, self._stops_YV, wanted, np.int32(_ENDLESS)
     )
@@ -213,9 +226,9 @@ class Sampler:
     key: jax.Array,
     begun: decode.Begun | None,
   ) -> tuple["_Programs", decode.DecodeState, Any]:
-    tokens_QP = np.zeros((self._num_prompts, self._prompt_length), np.int32)
-    length_Q = np.ones(self._num_prompts, np.int32)
-    problem_Q = np.zeros(self._num_prompts, np.int32)
+    tokens_QP = np.zeros((self.num_prompts, self._prompt_length), np.int32)
+    length_Q = np.ones(self.num_prompts, np.int32)
+    problem_Q = np.zeros(self.num_prompts, np.int32)
     for row, (ids, problem) in enumerate(zip(prompts, problems, strict=True)):
       tokens_QP[row, : len(ids)] = ids
       length_Q[row] = len(ids)
@@ -223,7 +236,7 @@ class Sampler:
     asked = decode.Prompts(tokens_QP, length_Q, problem_Q)
     given = (weights, asked, self._controls, self._stops_YV, key, begun)
     if self._compiled is None:
-      self._compiled = _Programs.of(self._run, self._plan, self._held, given)
+      self._compiled = _Programs.of(self._run, self.plan, self._held, given)
     return self._compiled, *self._compiled.start(*given)
 
   def completions(self, rollout: Rollout) -> list[list[int]]:

@@ -15,9 +15,9 @@ import numpy as np
 from r1jax import prng
 from r1jax.errors import InputError
 from r1jax.limits import forward_flops
-from r1jax.models import parameters
 from r1jax.sampling import decode, logits
 from r1jax.sharding import SAMPLE_RULES, Partition
+from r1jax.stages import collect
 from r1jax.stages.run import Run
 from r1jax.types import Rollout
 from tests.benchmarks import work
@@ -35,7 +35,7 @@ PROMPTS = {
   "prompts": 2,
   "group_size": 16,
   "prompt_length": 512,
-  "max_tokens": 1,
+  "max_tokens": 8,
   "slots": 0,
 }
 _MEAN_SHARE = 1 / 4  # of an answer, of max_tokens
@@ -56,11 +56,10 @@ def refill(run: Run, stage: Mapping[str, Any]) -> Work:
     )
   lengths_B = geometric(rows, sizes["max_tokens"])
   asked, controls_B = prompts_of(run, stage), controls(stage, lengths_B)
-  plan = decode.Plan(samples, sizes["max_tokens"], slots=slots)
+  params = run.params_of("")
+  plan, weights = held(run, stage, params)
   whole = engine_of(run, plan)
   wave = engine_of(run, dataclasses.replace(plan, slots=None))
-  params = run.params_of("")
-  weights = held_weights(run, params)
 
   def refilled(repeat: int) -> dict[str, float]:
     return _idle([whole(weights, asked, controls_B, key_of(run, repeat))])
@@ -91,31 +90,34 @@ def shared_prompts(run: Run, stage: Mapping[str, Any]) -> Work:
   each = jax.tree.map(lambda leaf: np.repeat(leaf, samples, axis=0), asked)
   controls_B = controls(stage, np.full(rows, max_tokens))
   params = run.params_of("")
-  weights = held_weights(run, params)
+  plan, weights = held(run, stage, params)
 
   def way(prompts: decode.Prompts, samples: int) -> work.Call:
-    plan = decode.Plan(samples, max_tokens, slots=sizes["slots"] or None)
-    engine = engine_of(run, plan)
-    begun, _ = jax.eval_shape(
-      functools.partial(decode.start, run.model, plan=plan),
-      weights,
-      prompts,
-      controls_B,
-      key_of(run, 0),
+    start, advance, shapes = halves_of(
+      run,
+      dataclasses.replace(plan, samples=samples),
+      (weights, prompts, controls_B, key_of(run, 0)),
     )
-    kept = jax.tree.leaves((begun.cache.prompt.keys, begun.cache.prompt.values))
+    kept = jax.tree.leaves((shapes.cache.prompt.keys, shapes.cache.prompt.values))
     num_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in kept)
 
     def call(repeat: int) -> dict[str, float]:
-      out = engine(weights, prompts, controls_B, key_of(run, repeat))
-      fed = int(out.counts["prefill_tokens"])
+      seen: dict[str, float] = {}
+      with work.timed(seen, "prefill"):
+        state = start(weights, prompts, controls_B, key_of(run, repeat))
+        jax.block_until_ready(state)
+      with work.timed(seen, "decode"):
+        state = advance(weights, state, controls_B)
+        length_B = jax.device_get(state.length_B)
+      fed = int(state.counts["prefill_tokens"])
       return {
-        "tokens": int(out.length_B.sum()),
+        "tokens": int(length_B.sum()),
         "prefill_tokens": fed,
         "prefill_flop": forward_flops(
           run.model, tokens=fed, keys=fed * sizes["prompt_length"] / 2, predicted=0
         ),
         "prompt_cache_bytes": num_bytes,
+        **seen,
       }
 
     return call
@@ -146,8 +148,7 @@ def prompts_of(run: Run, stage: Mapping[str, Any]) -> decode.Prompts:
 
 
 def controls(stage: Mapping[str, Any], lengths_B: np.ndarray) -> logits.Controls:
-  names = ("temperature", "top_k", "top_p", "min_p")
-  same = {name: stage["rollout"][name] for name in names}
+  same = {name: stage["rollout"][name] for name in collect.CONTROLS}
   made = logits.controls(len(lengths_B), max_tokens=1, **same)
   return made.replace(max_tokens=jnp.asarray(lengths_B, jnp.int32))
 
@@ -156,21 +157,50 @@ def key_of(run: Run, repeat: int) -> jax.Array:
   return prng.at(prng.root(run.seed), "rollout", repeat)
 
 
-def held_weights(run: Run, params: Any) -> Any:
-  """As the sampler holds them: layer by layer, in compute dtype, gathered over fsdp."""
-  specs = parameters.unstacked(parameters.param_specs(run.model))
-  held = Partition(run.partition.mesh, SAMPLE_RULES).of_specs(specs)
-  made = jax.jit(lambda params: parameters.unstacked(run.cast(params)))
-  return jax.device_put(made(params), held)
+def held(run: Run, stage: Mapping[str, Any], params: Any) -> tuple[decode.Plan, Any]:
+  """What the stage's sampler compiles for, and the weights that it draws with."""
+  sampler = collect.sampler_of(run, stage)
+  return sampler.plan, sampler.weights(params)
 
 
 def engine_of(run: Run, plan: decode.Plan) -> Callable:
   """(weights, prompts, controls, key) -> Rollout on the host."""
-  held = Partition(run.partition.mesh, SAMPLE_RULES)
+  partition = Partition(run.partition.mesh, SAMPLE_RULES)
   program = jax.jit(
-    functools.partial(decode.generate, run.model, plan=plan, partition=held)
+    functools.partial(decode.generate, run.model, plan=plan, partition=partition)
   )
   return lambda *given: jax.device_get(program(*given))
+
+
+def halves_of(
+  run: Run, plan: decode.Plan, given: tuple
+) -> tuple[Callable, Callable, decode.DecodeState]:
+  """The same in two programs.
+
+  Args:
+    given: (weights, prompts, controls, key), or arrays like them.
+
+  Returns:
+    ((weights, prompts, controls, key) -> state with the prompts in it; (weights, state,
+    controls) -> state at the end; the shapes of a state).
+  """
+  partition = Partition(run.partition.mesh, SAMPLE_RULES)
+
+  def start(*given):
+    return decode.start(run.model, *given, plan=plan, partition=partition)[0]
+
+  def advance(weights, state, controls):
+    return decode.advance(
+      run.model, weights, state, controls, plan=plan, partition=partition
+    )
+
+  state = jax.eval_shape(start, *given)
+  lies = decode.state_shardings(state, partition)
+  return (
+    jax.jit(start, out_shardings=lies),
+    jax.jit(advance, donate_argnums=1, out_shardings=lies),
+    state,
+  )
 
 
 def _cut(tree: Any, part: slice) -> Any:

@@ -22,8 +22,8 @@ from r1jax.limits import decode_bytes, forward_work, read_bytes_per_s
 from r1jax.models import parameters, quantized
 from r1jax.models.presets import PRESETS
 from r1jax.sharding import TRAIN_RULES, Partition
-from r1jax.stages import grpo, setup
-from r1jax.stages.rollouts import Sampler
+from r1jax.stages import learn, setup
+from r1jax.stages.collect import sampler_of
 from r1jax.stages.run import Run
 from r1jax.stages.trainable import Trainable
 from r1jax.training import logprobs
@@ -41,6 +41,9 @@ _PRESET_SIZES = {
   "prompt_length": 256,
   "max_tokens": 768,
 }
+
+# Settings of `rollout` that nothing timed here could show.
+_UNTIMED = ("oversample", "lag", "stop_strings")
 
 # (number of the repeat) -> {"tokens": how many, and what else was counted or, with a
 # name that ends in _s, timed}; returns when the device is done.
@@ -116,7 +119,17 @@ def config_of(
 
 
 def start(config: Mapping[str, Any]) -> Run:
-  """A Run with what the stage's functions read; the rest of it is None."""
+  """A Run with what the stage's functions read; the rest of it is None.
+
+  Raises:
+    InputError: a model or a setting that the benchmarks do not measure.
+  """
+  for key in _UNTIMED:
+    if value := config["zero"]["rollout"][key]:
+      raise InputError(
+        f"config.zero.rollout.{key}={value!r}: benchmarks draw whole rollouts of "
+        "random tokens, one after the other; leave it out"
+      )
   if config["cpu_devices"]:
     jax.config.update("jax_num_cpu_devices", config["cpu_devices"])
   partition = Partition(sharding.make_mesh(config["mesh"]), TRAIN_RULES)
@@ -278,18 +291,8 @@ def uniform_logp(run: Run) -> float:
 
 def drawing(run: Run, stage: Mapping[str, Any]) -> Callable:
   """(params, repeat) -> (ids of each answer, Rollout), by the stage's sampler."""
-  how = stage["rollout"]
-  names = ("prompts", "prompt_length", "max_tokens", "slots")
-  names += ("stop_strings", "draft", "draft_tokens", "weights", "cache")
-  sampler = Sampler(
-    run,
-    Trainable.of(run, stage),
-    samples=how["group_size"],
-    controls={key: how[key] for key in ("temperature", "top_k", "top_p", "min_p")},
-    **{key: how[key] for key in names},
-  )
-  asked = prompts(run, stage)
-  problems = [Problem(f"benchmark-{q}", "", "", "") for q in range(how["prompts"])]
+  sampler, asked = sampler_of(run, stage), prompts(run, stage)
+  problems = [Problem(f"benchmark-{q}", "", "", "") for q in range(len(asked))]
 
   def draw(params: Any, repeat: int) -> tuple[list[list[int]], Any]:
     key = prng.at(prng.root(run.seed), "rollout", repeat)
@@ -301,7 +304,7 @@ def drawing(run: Run, stage: Mapping[str, Any]) -> Callable:
 
 def scoring(run: Run, stage: Mapping[str, Any], params: Any) -> Callable:
   return steps.make_score(
-    functools.partial(grpo.scores_alone, run, stage),
+    functools.partial(learn.scores_alone, run, stage),
     jax.tree.map(lambda leaf: leaf.sharding, params),
     run.partition.sharding(None, "batch"),
   )
@@ -312,14 +315,18 @@ def updating(run: Run, stage: Mapping[str, Any], params: Any) -> tuple[Any, Call
   optimizer, _ = Trainable.of(run, stage).optimizer(stage["optim"])
   specs = parameters.param_specs(run.model)
   program = steps.make_update(
-    functools.partial(grpo.loss, run, stage),
+    functools.partial(learn.loss, run, stage),
     optimizer,
     states.state_shardings(specs, optimizer, run.partition, np.float32),
     run.partition.sharding(None, "batch"),
   )
 
+  beside = None, np.float32(stage["loss"]["kl_coef"])
+
   def updated(state: Any, batch: Minibatch) -> Any:
-    state, seen = program(state, None, batch.experience, batch.count, batch.denominator)
+    state, seen = program(
+      state, beside, batch.experience, batch.count, batch.denominator
+    )
     jax.block_until_ready(state)
     norm = float(seen["optim/grad_norm"].value())
     if not np.isfinite(norm):
@@ -342,8 +349,13 @@ def packed(
     prompts=prompts(run, stage),
     prompt_of=prompt_of(stage),
     completions=completions,
-    logp=logp,
-    advantage=advantage(stage),
+    tokens={
+      "logp_behaviour_BL": logp,
+      "advantage_BL": [
+        np.full(len(ids), one)
+        for ids, one in zip(completions, advantage(stage), strict=True)
+      ],
+    },
     trained=np.ones(num_rows(stage)),
     parts=training["minibatches"],
     rows=training["rows"],

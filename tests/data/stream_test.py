@@ -53,11 +53,6 @@ class StreamTest(parameterized.TestCase):
       self.assertEqual(joined, whole.at(step))
       self.assertLen(shards[0].at(step), 8 // count)
 
-  def test_epoch(self):
-    self.assertEqual(
-      Stream(PROBLEMS, batch=8, seed=3, key="config.rollout.prompts").epoch(6), 2.0
-    )
-
   @parameterized.parameters(
     (8, (0, 3), "prompts=8 does not divide by 3 hosts"),
     (0, (0, 1), "prompts=0"),
