@@ -61,7 +61,8 @@ REQUIREMENTS = {
   5: Requirement(
     "one gradient, however the batch is split",
     (
-      "objectives/grpo_test.py::test_splits_of_the_batch_give_one_loss_and_gradient",
+      "objectives/policy_gradient_test.py::"
+      "test_splits_of_the_batch_give_one_loss_and_gradient",
       "objectives/reduce_test.py::test_packing_changes_nothing",
       "objectives/sft_test.py::test_splits_add_up",
       "training/step_test.py::test_any_split_into_microbatches_gives_one_gradient",
@@ -113,6 +114,9 @@ REQUIREMENTS = {
       "resume_test.py::test_ctrl_c",
       "resume_test.py::test_damaged_last_checkpoint",
       "resume_test.py::test_full_disk",
+      "resume_test.py::test_all_that_a_stage_remembers_is_kept",
+      "stages/collect_test.py::test_a_checkpoint_makes_the_next_step_the_same",
+      "stages/reference_test.py::test_a_checkpoint_carries_it",
       "checkpoints_test.py::test_kill_in_the_middle_of_a_save",
       "data/stream_test.py::StreamTest::test_a_step_needs_no_history",
       "metrics_test.py::test_truncate_goes_back_to_a_checkpoint",
@@ -149,6 +153,9 @@ REQUIREMENTS = {
       "objectives/advantages_test.py::test_equal_rewards_give_exactly_zero",
       "training/step_test.py::test_update_with_nothing_to_train_on_is_no_update",
       "stages/grpo_test.py::test_groups_without_a_signal_are_counted",
+      "stages/collect_test.py::test_groups_without_a_signal_are_replaced",
+      "stages/collect_test.py::test_the_bound_holds_and_others_fill_the_batch",
+      "stages/advantages_test.py::test_points_for_lengths_are_a_part_of_their_own",
       "train_test.py::test_every_line_has_the_names_that_scripts_read",
     ),
   ),
@@ -206,6 +213,7 @@ REQUIREMENTS = {
     (
       "prng_test.py::test_keys_differ_by_seed_purpose_and_step",
       "stages/grpo_test.py::test_the_order_of_rows_is_a_function_of_seed_stage_and_step",
+      "stages/asking_test.py::test_draws_are_a_function_of_seed_stage_and_rollout",
       "train_test.py::test_settings_that_may_differ_change_no_number",
       "sampling/decode_test.py::test_slots_and_queue_order_change_nothing",
       "sampling/decode_test.py::test_a_subset_alone_draws_the_same",

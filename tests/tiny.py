@@ -11,7 +11,8 @@ from r1jax import sharding, trees
 from r1jax.data import packing
 from r1jax.models import parameters
 from r1jax.models.config import Experts, Latent, Llama3Rope, ModelConfig, YarnRope
-from r1jax.objectives.grpo import grpo
+from r1jax.objectives import recipes
+from r1jax.objectives.policy_gradient import policy_gradient
 from r1jax.objectives.sft import cross_entropy
 from r1jax.sampling import decode, logits
 from r1jax.training.logprobs import token_logprobs
@@ -174,6 +175,12 @@ def experience(c: ModelConfig, num_rows: int = 8, row_length: int = 30) -> Exper
   return Experience(rows, noise[1], old, old + 0.1 * noise[2], old + 0.3 * noise[3])
 
 
+def objective(**changes) -> dict:
+  """R1's settings of `policy_gradient`, but for some."""
+  settings = recipes.settings("grpo_r1")["loss"] | changes
+  return {k: v for k, v in settings.items() if not k.startswith("correction")}
+
+
 def grpo_loss(
   c: ModelConfig, params, e: Experience, partition=sharding.LOCAL, remat="none"
 ):
@@ -182,16 +189,15 @@ def grpo_loss(
   scores = token_logprobs(
     c, params, rows, temperature=0.9, chunk=32, remat=remat, partition=partition
   )
-  loss, _, metrics = grpo(
+  loss, _, metrics = policy_gradient(
     scores.logp_BL,
     e.logp_old_BL,
     e.logp_ref_BL,
     e.advantage_BL,
     rows.mask_BL,
     rows.length_BL,
-    clip_low=0.2,
-    clip_high=0.2,
-    kl_coef=0.05,
+    rows.segments_BL,
+    **objective(clip_low=0.2, clip_high=0.2, kl_coef=0.05),
   )
   supervised, num_tokens = cross_entropy(scores.logp_BL, rows.mask_BL)
   return loss, {**metrics, "loss/cross_entropy": Mean(supervised, num_tokens)}

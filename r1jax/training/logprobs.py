@@ -16,6 +16,7 @@ from flax import struct
 from r1jax.models import transformer
 from r1jax.models.config import ModelConfig
 from r1jax.sharding import LOCAL, Partition
+from r1jax.training.chunks import Chunks
 from r1jax.types import TokenRows
 
 CHUNK = 512
@@ -29,7 +30,7 @@ class TokenScores:
 
   Attributes:
     logp_BL: log-prob under softmax(logits / temperature).
-    entropy_BL: of that distribution, in nats, no gradient.
+    entropy_BL: of that distribution, in nats, without a gradient where none was asked.
     shaped_logp_BL: under the distribution that a sampler with truncation draws from,
       no gradient; equals logp_BL where nothing is truncated.
     further_BL: log-prob by the module that predicts one token further, 0 also on the
@@ -57,6 +58,7 @@ def token_logprobs(
   chunk: int = CHUNK,
   balance: bool = False,
   further: bool = False,
+  entropy_gradient: bool = False,
   partition: Partition = LOCAL,
 ) -> TokenScores:
   """Scores the masked tokens of packed rows under `params`.
@@ -64,10 +66,10 @@ def token_logprobs(
   Args:
     temperature: the one the tokens were drawn at, above 0.
     shape_logits: None where the sampler truncates nothing.
-    chunk: tokens of all rows together that go through the vocabulary at a time; one a
-      row at least. There are as many chunks as the row with most masked tokens needs.
+    chunk: tokens that go through the vocabulary at a time, see `Chunks`.
     balance: measure how evenly sequences use the experts, see `transformer.forward`.
     further: score the module that predicts one token further too.
+    entropy_gradient: let the entropy have one; the backward pass then does more.
   """
   settings = {
     "segments_BL": rows.segments_BL,
@@ -87,40 +89,22 @@ def token_logprobs(
     replayed_ZBLK=replayed_ZBLK,
     **settings,
   )
-  # A chunk is some columns of every row, so that a mesh splits the vocabulary's work
-  # like it splits the rows; the head is gathered over fsdp once, not in every chunk.
-  num_rows, length = rows.tokens_BL.shape
-  columns = min(max(chunk // num_rows, 1), length)
-  padding = -length % columns
+  chunks = Chunks(rows.mask_BL, chunk)
   # A tied head is taken as the embeddings lie; transposed it would be copied.
   axes, head = ("vd", params["embed"]) if c.tied_head else ("dv", params["head"])
   tokens_BL, segments_BL = map(jnp.asarray, (rows.tokens_BL, rows.segments_BL))
-  trained_BL = jnp.asarray(rows.mask_BL) > 0
-  order_BL = jnp.argsort(~trained_BL, axis=1, stable=True)
-  rest_BC = jnp.broadcast_to(length + jnp.arange(padding), (num_rows, padding))
-  order_BP = jnp.concatenate([order_BL, rest_BC.astype(order_BL.dtype)], axis=1)
-  place_BL = jnp.cumsum(trained_BL, axis=1) - 1
-  num_chunks = -(-trained_BL.sum(axis=1).max() // columns)
-  through = _vocabulary(axes, columns, shape_logits, partition)
-
-  @jax.vmap
-  def masked_first(x_L, order_P):
-    return x_L.at[order_P].get(mode="fill", fill_value=0, unique_indices=True)
+  through = _vocabulary(axes, chunks, shape_logits, entropy_gradient, partition)
 
   def score(hidden_BLD, ahead):
     """Scores of each masked token from the state `ahead` tokens before it."""
-    before_BLD = jnp.roll(hidden_BLD, ahead, axis=1)
     found = through(
-      masked_first(before_BLD, order_BP),
+      chunks.masked_first(jnp.roll(hidden_BLD, ahead, axis=1)),
       head,
-      masked_first(tokens_BL, order_BP),
+      chunks.masked_first(tokens_BL),
       jnp.asarray(temperature, jnp.float32),
-      num_chunks,
+      chunks.count,
     )
-    return [
-      jnp.where(trained_BL, jnp.take_along_axis(x_BP, place_BL, axis=1), 0.0)
-      for x_BP in found
-    ]
+    return [chunks.in_place(x_BP) for x_BP in found]
 
   scores = TokenScores(*score(hidden_BLD, 1), routed=routed)
   if not further:
@@ -129,35 +113,30 @@ def token_logprobs(
     c, params, hidden_BLD, tokens_BL, rows.positions_BL, **settings
   )
   inside_BL = segments_BL == jnp.roll(segments_BL, 2, axis=1)
-  inside_BL &= jnp.arange(length)[None] > 1
+  inside_BL &= jnp.arange(tokens_BL.shape[1])[None] > 1
   further_BL = jnp.where(inside_BL, score(hidden_BLD, 2)[0], 0.0)
   return scores.replace(further_BL=further_BL, further_routed=further_routed)
 
 
 def _vocabulary(
-  axes: str, columns: int, shape_logits: ShapeLogits | None, partition: Partition
+  axes: str,
+  chunks: Chunks,
+  shape_logits: ShapeLogits | None,
+  entropy_gradient: bool,
+  partition: Partition,
 ) -> Callable:
   """Chunks of some columns of all rows through the vocabulary.
 
   It is (hidden_BPD, head, tokens_BP, temperature, num_chunks) -> (log-probs, entropies,
   log-probs under the shaped logits), float32 [B, P], 0 behind the chunks. The first has
   a gradient, of states and head: by the logits it is one at the token less the
-  probabilities. The others have none.
+  probabilities. The second has one where asked, -p (log p + entropy); the third none.
 
   Args:
     axes: of the head, "dv" or "vd".
   """
   names = {"d": None, "v": "vocab"}
   head_axes = tuple(names[axis] for axis in axes)
-
-  def take(x_BP, index):
-    """[B, P, ...] -> [C, ...]."""
-    x = jax.lax.dynamic_slice_in_dim(x_BP, index * columns, columns, axis=1)
-    return x.reshape(-1, *x_BP.shape[2:])
-
-  def put(x_BP, x_C, index):
-    x = x_C.reshape(x_BP.shape[0], columns, *x_BP.shape[2:])
-    return jax.lax.dynamic_update_slice_in_dim(x_BP, x, index * columns, axis=1)
 
   def product(equation, a, b):
     return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32)
@@ -167,11 +146,12 @@ def _vocabulary(
     return partition.constrain(logits_CV, ("batch", "vocab"))
 
   def forward(hidden_BPD, head, tokens_BP, temperature, num_chunks):
+    # Gathered over fsdp once, not in every chunk.
     head = partition.constrain(head, head_axes)
 
     def score(index, scores):
-      tokens_C1 = take(tokens_BP, index)[:, None]
-      raw_CV = logits_of(take(hidden_BPD, index), head)
+      tokens_C1 = chunks.take(tokens_BP, index)[:, None]
+      raw_CV = logits_of(chunks.take(hidden_BPD, index), head)
       logits_CV = raw_CV / temperature
       top_C1 = logits_CV.max(axis=-1, keepdims=True)
       mass_CV = jnp.exp(logits_CV - top_C1)
@@ -184,7 +164,9 @@ def _vocabulary(
       entropy_C1 = jnp.log(total_C1) - mean_C1
       normaliser_C1 = jnp.log(total_C1) + top_C1
       new = (logp_C1, entropy_C1, shaped_C1, normaliser_C1)
-      return tuple(put(x, x_C1, index) for x, x_C1 in zip(scores, new, strict=True))
+      return tuple(
+        chunks.put(x, x_C1, index) for x, x_C1 in zip(scores, new, strict=True)
+      )
 
     empty_BP = jnp.zeros(tokens_BP.shape, jnp.float32)
     empty_BP = partition.constrain(empty_BP, ("batch", None))
@@ -197,19 +179,24 @@ def _vocabulary(
 
     def add(index, sums):
       hidden_slope_BPD, head_slope = sums
-      hidden_CD = take(hidden_BPD, index)
+      hidden_CD = chunks.take(hidden_BPD, index)
       logits_CV = logits_of(hidden_CD, head) / temperature
-      prob_CV = jnp.exp(logits_CV - take(normaliser_BP, index)[:, None])
+      prob_CV = jnp.exp(logits_CV - chunks.take(normaliser_BP, index)[:, None])
       number_CV = jax.lax.broadcasted_iota(jnp.int32, prob_CV.shape, 1)
-      is_token_CV = number_CV == take(tokens_BP, index)[:, None]
-      slope_C1 = take(slopes[0], index)[:, None] / temperature
-      slope_CV = (slope_C1 * (is_token_CV - prob_CV)).astype(head.dtype)
-      slope_CV = partition.constrain(slope_CV, ("batch", "vocab"))
+      is_token_CV = number_CV == chunks.take(tokens_BP, index)[:, None]
+      slope_C1 = chunks.take(slopes[0], index)[:, None] / temperature
+      slope_CV = slope_C1 * (is_token_CV - prob_CV)
+      if entropy_gradient:
+        logp_CV = logits_CV - chunks.take(normaliser_BP, index)[:, None]
+        entropy_C1 = -(prob_CV * logp_CV).sum(axis=-1, keepdims=True)
+        slope_C1 = chunks.take(slopes[1], index)[:, None] / temperature
+        slope_CV -= slope_C1 * prob_CV * (logp_CV + entropy_C1)
+      slope_CV = partition.constrain(slope_CV.astype(head.dtype), ("batch", "vocab"))
       slope_CD = product(f"cv,{axes}->cd", slope_CV, head).astype(hidden_CD.dtype)
       slope_CD = partition.constrain(slope_CD, ("batch", None))
       head_slope += product(f"cd,cv->{axes}", hidden_CD, slope_CV)
       return (
-        put(hidden_slope_BPD, slope_CD, index),
+        chunks.put(hidden_slope_BPD, slope_CD, index),
         partition.constrain(head_slope, head_axes),
       )
 

@@ -5,8 +5,7 @@ Z layers with experts, K experts of a token.
 """
 
 import dataclasses
-import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -26,12 +25,34 @@ class Minibatch:
     count: microbatches that hold anything.
     denominator: what the sum of the loss is divided by, over all microbatches.
     waste: share of padding in rows that hold anything.
+    answers: numbers of those that lie in it.
+    packing: where they lie, in rows of all microbatches.
+    skip: tokens of each one's prompt.
   """
 
   experience: Experience
   count: int
   denominator: float
   waste: float
+  answers: np.ndarray
+  packing: packing.Packing
+  skip: Sequence[int]
+
+  def laid(self, values: Sequence[np.ndarray]) -> np.ndarray:
+    """float32 [M, B, L] from a number for each token of each answer of the rollout."""
+    own = [np.asarray(values[answer], np.float32) for answer in self.answers]
+    x_BL = self.packing.spread(own, skip=self.skip)
+    return x_BL.reshape(self.experience.rows.tokens_BL.shape)
+
+  def taken(self, x_MBL: np.ndarray) -> dict[int, np.ndarray]:
+    """{answer: its tokens' numbers}, what `laid` has laid."""
+    x_BL = x_MBL.reshape(-1, x_MBL.shape[-1])
+    places = zip(
+      self.answers, self.packing.row_of, self.packing.columns, self.skip, strict=True
+    )
+    return {
+      int(answer): x_BL[row, columns[lead:]] for answer, row, columns, lead in places
+    }
 
 
 def room(
@@ -83,8 +104,7 @@ def minibatches(
   prompts: Sequence[Sequence[int]],
   prompt_of: np.ndarray,
   completions: Sequence[Sequence[int]],
-  logp: Sequence[np.ndarray],
-  advantage: np.ndarray,
+  tokens: Mapping[str, Sequence[np.ndarray]],
   trained: np.ndarray,
   parts: int,
   rows: int,
@@ -104,7 +124,8 @@ def minibatches(
     order: permutation of the answers; all other sequences but `prompts` have an entry
       for each answer.
     prompt_of: the number of each answer's prompt.
-    logp: float32 log-probs of each completion's tokens under the sampler.
+    tokens: {field of `Experience`: for each answer a number for each token}; those not
+      named are None.
     trained: 0 on answers that no token may be trained on.
     rows, row_length: B and L.
     longest: tokens that a prompt and its completion may have together.
@@ -139,14 +160,7 @@ def minibatches(
     pack = packing.pack(
       sequences, first, row_length=row_length, num_rows=places * rows, groups=groups
     )
-    spread = functools.partial(pack.spread, skip=skip)
-    experience = Experience(
-      rows=pack.rows,
-      advantage_BL=spread(
-        [np.full(len(completions[row]), advantage[row], np.float32) for row in own]
-      ),
-      logp_behaviour_BL=spread([logp[row] for row in own]),
-    )
+    experience = Experience(pack.rows, advantage_BL=None, logp_behaviour_BL=None)
     if experts is not None:
       start = [0] * len(own)
       went = pack.spread([experts[row] for row in own], skip=start, fill=-1)
@@ -157,14 +171,19 @@ def minibatches(
       reduction=reduction,
       length_constant=length_constant,
     )
-    made.append(
-      Minibatch(
-        jax.tree.map(
-          lambda leaf: leaf.reshape(places, rows, *leaf.shape[1:]), experience
-        ),
-        count=-(-pack.used // rows),
-        denominator=float(denominator),
-        waste=pack.waste,
-      )
+    batch = Minibatch(
+      jax.tree.map(
+        lambda leaf: leaf.reshape(places, rows, *leaf.shape[1:]), experience
+      ),
+      count=-(-pack.used // rows),
+      denominator=float(denominator),
+      waste=pack.waste,
+      answers=own,
+      packing=pack,
+      skip=skip,
     )
+    batch.experience = batch.experience.replace(
+      **{name: batch.laid(values) for name, values in tokens.items()}
+    )
+    made.append(batch)
   return made

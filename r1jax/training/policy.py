@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from r1jax.objectives import reduce
-from r1jax.objectives.grpo import grpo
+from r1jax.objectives.corrections import importance
+from r1jax.objectives.policy_gradient import policy_gradient
 from r1jax.training import experts
 from r1jax.training.logprobs import TokenScores
 from r1jax.types import Experience, Max, Mean, Statistic
@@ -20,7 +21,10 @@ def policy_loss(
   experience: Experience,
   *,
   balance_coef: float = 0.0,
-  importance_cap: float = 0.0,
+  correction: str,
+  correction_level: str,
+  correction_cap: float,
+  correction_veto: float,
   **objective: Any,
 ) -> tuple[jax.Array, dict[str, Statistic]]:
   """(sum of the loss, metrics) of a microbatch.
@@ -29,28 +33,36 @@ def policy_loss(
   ratio is 1 and its gradient that of the log-prob.
 
   Args:
-    scores: of `experience.rows`, under the weights being trained.
+    scores: of `experience.rows`, under the weights being trained; with the entropy's
+      gradient where `entropy_coef` is not 0.
     balance_coef: weight of `experts.balance_loss`, a Python number.
-    importance_cap: see `importance`; 0 for none.
-    objective: settings of `grpo`.
+    correction, correction_level, correction_cap, correction_veto: see
+      `corrections.importance`; read only without old log-probs, else see `scored`.
+    objective: settings of `policy_gradient`.
   """
   rows = experience.rows
   seen: dict[str, Statistic] = {}
   logp_old_BL = experience.logp_old_BL
   if logp_old_BL is None:
-    experience, seen = scored(scores, experience, importance_cap=importance_cap)
+    experience, seen = scored(
+      scores,
+      experience,
+      correction=correction,
+      correction_level=correction_level,
+      correction_cap=correction_cap,
+      correction_veto=correction_veto,
+    )
     logp_old_BL = experience.logp_old_BL
-  advantage_BL = experience.advantage_BL
-  if experience.importance_BL is not None:
-    # Surrogates are linear in the advantage, and the weight is 0 or more.
-    advantage_BL *= experience.importance_BL
-  total, _, more = grpo(
+  total, _, more = policy_gradient(
     scores.logp_BL,
     logp_old_BL,
     experience.logp_ref_BL,
-    advantage_BL,
+    experience.advantage_BL,
     rows.mask_BL,
     rows.length_BL,
+    rows.segments_BL,
+    experience.importance_BL,
+    scores.entropy_BL,
     **objective,
   )
   if balance_coef:
@@ -62,45 +74,42 @@ def policy_loss(
     )
     added, balance = experts.balance_loss(scores.routed, weight_BL, balance_coef)
     total, more = total + added, more | balance
-  entropy = Mean((scores.entropy_BL * rows.mask_BL).sum(), rows.mask_BL.sum())
+  entropy_BL = jax.lax.stop_gradient(scores.entropy_BL)
+  entropy = Mean((entropy_BL * rows.mask_BL).sum(), rows.mask_BL.sum())
   return total, seen | more | {"policy/entropy": entropy}
 
 
 def scored(
-  scores: TokenScores, experience: Experience, *, importance_cap: float
+  scores: TokenScores,
+  experience: Experience,
+  *,
+  correction: str,
+  correction_level: str,
+  correction_cap: float,
+  correction_veto: float,
 ) -> tuple[Experience, dict[str, Statistic]]:
-  """(experience with what the weights at the start of a step say of it, metrics)."""
+  """(experience with what the weights at the start of a step say of it, metrics).
+
+  Args:
+    correction, correction_level, correction_cap, correction_veto: see
+      `corrections.importance`.
+  """
   seen = gap(scores, experience)
   logp_old_BL = jax.lax.stop_gradient(scores.logp_BL)
   experience = experience.replace(logp_old_BL=logp_old_BL)
-  if importance_cap:
-    weight_BL, more = importance(scores, experience, importance_cap)
+  if correction != "none" or correction_veto:
+    weight_BL, more = importance(
+      scores.shaped_logp_BL,
+      experience.logp_behaviour_BL,
+      experience.rows.mask_BL,
+      experience.rows.segments_BL,
+      correction=correction,
+      correction_level=correction_level,
+      correction_cap=correction_cap,
+      correction_veto=correction_veto,
+    )
     experience, seen = experience.replace(importance_BL=weight_BL), seen | more
   return experience, seen
-
-
-def importance(
-  scores: TokenScores, experience: Experience, cap: float
-) -> tuple[jax.Array, dict[str, Statistic]]:
-  """Truncated importance weights min(pi_old / mu, cap), without gradient.
-
-  pi_old is the policy at the start of a step, mu what a token was drawn from: older
-  weights, or the same ones computed otherwise (Espeholt et al., arXiv 1802.01561, for
-  returns; of language models' tokens Yao et al. 2025, "Your Efficient RL Framework
-  Secretly Brings You Off-Policy RL Training").
-
-  Returns:
-    (weight_BL, 1 outside of the mask, metrics).
-  """
-  inside_BL = experience.rows.mask_BL > 0
-  d_BL = scores.shaped_logp_BL - experience.logp_behaviour_BL
-  ratio_BL = jnp.exp(jax.lax.stop_gradient(jnp.where(inside_BL, d_BL, 0.0)))
-  count = inside_BL.sum().astype(jnp.float32)
-  weight_BL = jnp.minimum(ratio_BL, cap)
-  return weight_BL, {
-    "policy/importance_mean": Mean((weight_BL * inside_BL).sum(), count),
-    "policy/importance_capped": Mean(((ratio_BL > cap) & inside_BL).sum() * 1.0, count),
-  }
 
 
 def gap(scores: TokenScores, experience: Experience) -> dict[str, Statistic]:

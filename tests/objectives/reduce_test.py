@@ -6,7 +6,7 @@ import pytest
 
 from r1jax.errors import InputError
 from r1jax.objectives import reduce
-from r1jax.objectives.advantages import group_advantages
+from r1jax.objectives.advantages import grpo
 
 
 def packed(lengths_per_row, columns):
@@ -105,7 +105,7 @@ class TestTruncated:
     reward_QG, trained_QG = reduce.apply_truncated(
       self.reward_QG, self.truncated_QG, **settings
     )
-    adv_QG = group_advantages(reward_QG, std="none")
+    adv_QG = grpo(reward_QG, std="none")
     weight, count = reduce.token_weights(
       jnp.asarray(trained_QG), jnp.ones((1, 4)), reduction="token_mean"
     )

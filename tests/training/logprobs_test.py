@@ -85,6 +85,36 @@ def test_against_full_logits(chunk):
   tiny.assert_same_sums(gradient, want_gradient, tolerance=1e-6)
 
 
+def test_the_entropys_gradient_where_it_is_asked_for():
+  """Beside the log-probs', against full logits and by finite differences."""
+  rows, params = packed_rows(), tiny.params(C)
+
+  def total(logp_BL, entropy_BL):
+    return (WEIGHTS * logp_BL + WEIGHTS[::-1] * entropy_BL).sum()
+
+  @jax.jit
+  def ours(params):
+    scores = logprobs.token_logprobs(
+      C, params, rows, temperature=TEMPERATURE, chunk=8, entropy_gradient=True
+    )
+    return total(scores.logp_BL, scores.entropy_BL)
+
+  def plain(params):
+    return total(*plain_scores(params, rows, TEMPERATURE))
+
+  gradient = jax.jit(jax.grad(ours))(params)
+  tiny.assert_same_sums(gradient, jax.jit(jax.grad(plain))(params), tolerance=1e-5)
+  # Along the gradient itself, where the change is the largest.
+  norm = np.sqrt(sum((leaf**2).sum() for leaf in jax.tree.leaves(gradient)))
+  step = 1e-2 / norm
+
+  def moved(size):
+    return ours(jax.tree.map(lambda p, g: p + size * g / norm, params, gradient))
+
+  change = (moved(step) - moved(-step)) / (2 * step)
+  np.testing.assert_allclose(change, norm, rtol=5e-3)
+
+
 def test_entropy_and_shaped_scores_have_no_gradient():
   def off_policy(params):
     scores = logprobs.token_logprobs(

@@ -25,8 +25,10 @@ def rollout(prompts=PROMPTS, lengths=LENGTHS, *, order=ORDER, untrained=(), **se
     prompts=[prompt_tokens(number, size) for number, size in enumerate(prompts)],
     prompt_of=np.repeat(np.arange(len(prompts)), len(lengths) // len(prompts)),
     completions=[100 * row + np.arange(lengths[row]) for row in rows],
-    logp=[-(row + np.arange(lengths[row], dtype=np.float32) / 16) for row in rows],
-    advantage=np.arange(len(lengths), dtype=np.float32) + 1,
+    tokens={
+      "logp_behaviour_BL": [-(row + np.arange(lengths[row]) / 16) for row in rows],
+      "advantage_BL": [row + 1 + np.arange(lengths[row]) / 16 for row in rows],
+    },
     trained=np.asarray([row not in untrained for row in rows], np.float32),
     **{**SIZES, "reduction": "sequence_mean", "length_constant": None, **settings},
   )
@@ -72,9 +74,26 @@ def test_every_answer_lies_behind_its_prompt_in_the_part_of_its_turn():
     kept_out = prompt + completion - trained
     assert own["mask_BL"].tolist() == [0] * kept_out + [1] * trained
     assert set(own["length_BL"][prompt - 1 :]) == {trained}
-    assert own["advantage_BL"].tolist() == [0] * prompt + [row + 1] * completion
+    advantage = [row + 1 + at / 16 for at in range(completion)]
+    assert own["advantage_BL"].tolist() == [0] * prompt + advantage
     logp = [-(row + at / 16) for at in range(completion)]
     assert own["logp_BL"].tolist() == [0] * prompt + logp
+
+
+def test_what_is_laid_on_tokens_is_taken_from_them():
+  """Of any answer in its own mini-batch; fields that are not named are None."""
+  values = [1000.0 * row + np.arange(n) for row, n in enumerate(LENGTHS)]
+  found = {}
+  for batch in rollout():
+    laid_MBL = batch.laid(values)
+    rows = batch.experience.rows
+    assert laid_MBL.shape == rows.tokens_BL.shape and laid_MBL.dtype == np.float32
+    assert not laid_MBL[(rows.mask_BL == 0)].any()
+    found |= batch.taken(laid_MBL)
+    assert batch.experience.logp_old_BL is None
+  assert sorted(found) == list(range(len(LENGTHS)))
+  for row, want in enumerate(values):
+    np.testing.assert_array_equal(found[row], want)
 
 
 def test_a_prompt_lies_once_where_its_answers_fit_one_row():

@@ -13,7 +13,13 @@ from r1jax.training.logprobs import TokenScores, token_logprobs
 from tests import tiny
 
 C = tiny.config()
-OBJECTIVE = {"clip_low": 0.2, "clip_high": 0.2, "kl_coef": 0.05}
+CORRECTION = {
+  "correction": "none",
+  "correction_level": "token",
+  "correction_cap": 2.0,
+  "correction_veto": 0.0,
+}
+OBJECTIVE = CORRECTION | tiny.objective(clip_low=0.2, clip_high=0.2, kl_coef=0.05)
 
 
 def scored(params, e, **settings):
@@ -49,20 +55,27 @@ def test_the_gap_is_measured_where_the_weights_are_those_that_drew():
   }
 
 
-def test_importance_by_hand():
-  """Ratios e^0.5, e^2 (above the cap) and e^-1; nothing outside of the mask."""
+def test_weights_come_from_the_behaviour_and_the_start_of_the_step():
+  """Ratios e^0.5, e^2 (above the cap) and e^-1 of the shaped log-probs."""
   e = tiny.experience(C, num_rows=1)
   mask = np.zeros_like(e.rows.mask_BL)
   mask[0, 3:6] = 1
   behaviour = np.full(mask.shape, np.nan, np.float32)
   behaviour[0, 3:6] = (-2.0, -3.5, -0.5)
   e = e.replace(rows=e.rows.replace(mask_BL=mask), logp_behaviour_BL=behaviour)
-  ours = jnp.full(mask.shape, -1.5)
-  weight_BL, seen = policy.importance(TokenScores(ours, ours, ours), e, 2.0)
-  np.testing.assert_allclose(weight_BL[0, 3:6], [1.648721, 2.0, 0.3678794], rtol=1e-6)
-  np.testing.assert_array_equal(np.delete(weight_BL, np.s_[3:6], axis=1), 1)
-  assert float(seen["policy/importance_mean"].value()) == pytest.approx(1.338867)
+  plain, shaped = jnp.full(mask.shape, -1.7), jnp.full(mask.shape, -1.5)
+  scores = TokenScores(plain, plain, shaped)
+  got, seen = policy.scored(scores, e, **CORRECTION | {"correction": "truncate"})
+  np.testing.assert_allclose(
+    got.importance_BL[0, 3:6], [1.648721, 2.0, 0.3678794], rtol=1e-6
+  )
+  np.testing.assert_array_equal(got.logp_old_BL, plain)
   assert float(seen["policy/importance_capped"].value()) == pytest.approx(1 / 3)
+  got, seen = policy.scored(scores, e, **CORRECTION)
+  assert got.importance_BL is None
+  assert not any("importance" in name for name in seen)
+  got, _ = policy.scored(scores, e, **CORRECTION | {"correction_veto": 0.5})
+  assert (got.importance_BL[0, 3:6] == 0).any()
 
 
 def test_importance_weights_the_policys_gradient_and_nothing_else():
@@ -75,11 +88,27 @@ def test_importance_weights_the_policys_gradient_and_nothing_else():
 
   grad = jax.grad(value)
   cap, params = 0.5, tiny.params(C)
-  got = grad(params, far, importance_cap=cap)
+  got = grad(params, far, correction="truncate", correction_cap=cap)
   surrogate = grad(params, e, kl_coef=0.0)
   want = jax.tree.map(
     lambda whole, own: whole - (1 - cap) * own, grad(params, e), surrogate
   )
+  tiny.assert_same_sums(got, want, tolerance=1e-5)
+
+
+def test_the_entropy_bonus_reaches_the_weights():
+  """Without advantages or a KL the gradient is -coef times that of the entropies."""
+  e, settings = experience(), {"reduction": "token_mean", "entropy_coef": 0.1}
+  e = e.replace(advantage_BL=np.zeros_like(e.advantage_BL))
+
+  def value(params):
+    scores = scored(params, e, entropy_gradient=True)
+    return policy.policy_loss(scores, e, **OBJECTIVE | settings | {"kl_coef": 0.0})[0]
+
+  def want(params):
+    return -0.1 * scored(params, e, entropy_gradient=True).entropy_BL.sum()
+
+  got, want = (jax.jit(jax.grad(f))(tiny.params(C)) for f in (value, want))
   tiny.assert_same_sums(got, want, tolerance=1e-5)
 
 
