@@ -29,6 +29,7 @@ REQUIRES = [
   "optax>=0.2.6",
   "orbax-checkpoint>=0.11.33",
   "protobuf>=7.36.1",  # of sentencepiece's model files, which names it nowhere
+  "py3langid>=0.4.0",
   "reasoning-gym>=0.1.23",
   "requests>=2.32.4",
   "rich>=14.0.0",

@@ -144,6 +144,8 @@ def load_problems(
 def gold_parses(problem: Problem) -> bool:
   """Whether the verifier of a problem will be able to read its gold answer."""
   gold = problem.answer.strip()
+  if problem.verifier == "code":  # whose tests are read when they are first needed
+    return bool(problem.meta.get("tests"))
   if problem.verifier == "gsm8k":
     return re.fullmatch(r"[-+]?(\d+(\.\d*)?|\.\d+)", gold) is not None
   if problem.verifier == "math" and not re.fullmatch(r"-?\d+", gold):
@@ -239,10 +241,12 @@ def read_lines_of(
       if not math.isfinite(answer):
         raise ValueError(f"field {answer_field!r} is {answer}")
       record = record | {answer_field: str(answer)}
-    builders.text_fields(record, (prompt, answer_field))
+    # Of programs the tests decide, whatever else is there.
+    fields = (prompt,) if verifier == "code" else (prompt, answer_field)
+    builders.text_fields(record, fields)
     return {
       "prompt": record[prompt],
-      "answer": record[answer_field],
+      "answer": record.get(answer_field) or "",
       "meta": {k: v for k, v in record.items() if k not in (prompt, answer_field)},
     }
 

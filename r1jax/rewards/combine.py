@@ -4,34 +4,70 @@ Letters: Q prompts, G samples per prompt.
 """
 
 import functools
+import types
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from r1jax.errors import InputError, one_of
-from r1jax.rewards import accuracy, format, language
+from r1jax.rewards import accuracy, code, format, language, repetition
 
 Part = Callable[[str, Mapping[str, Any]], float]
 PARTS: dict[str, Part] = {
   "accuracy": accuracy.score,
   "format": format.score,
   "language": language.score,
+  "repetition": repetition.score,
 }
 
 
 def choose_parts(
-  names: Iterable[str], *, target_language: str = "en"
+  names: Iterable[str],
+  *,
+  target_language: str = "en",
+  format_kind: Mapping[str, Any] = types.MappingProxyType(
+    {"kind": "r1_zero", "strict": True}
+  ),
+  repetition_ngram: int = 20,
+  code_settings: code.Settings | None = None,
 ) -> dict[str, Part]:
-  """The functions of the named parts, to be given to a `RewardPool`."""
-  one_of(target_language, language.SCRIPTS, key="config.reward.language")
-  parts = {
-    name: PARTS[one_of(name, PARTS, key="config.reward.weights")] for name in names
+  """The functions of the named parts, to be given to a `RewardPool`.
+
+  Args:
+    target_language: see `language.score`.
+    format_kind: `kind` and `strict`, see `format.score`.
+    repetition_ngram: see `repetition.score`.
+    code_settings: of `code.prepare`; None where no problem has the verifier "code".
+
+  Raises:
+    InputError: an unknown part, or settings that a part does not have.
+  """
+  one_of(target_language, language.LANGUAGES, key="config.reward.language")
+  if set(format_kind) != {"kind", "strict"}:
+    raise InputError(
+      f"config.reward.format has {sorted(format_kind)}; needed: kind, strict"
+    )
+  one_of(format_kind["kind"], format.KINDS, key="config.reward.format.kind")
+  if repetition_ngram < 1:
+    raise InputError(
+      f"config.reward.repetition_ngram={repetition_ngram}; needed: 1 or more"
+    )
+  settled: dict[str, Part] = {
+    "format": functools.partial(format.score, **format_kind),
+    "language": language.Consistency(target_language),
+    "repetition": functools.partial(repetition.score, ngram=repetition_ngram),
   }
+  if code_settings is not None:
+    settled["accuracy"] = functools.partial(
+      accuracy.score, settings={"code": {"settings": code_settings}}
+    )
+  parts = {}
+  for name in names:
+    part = PARTS[one_of(name, PARTS, key="config.reward.weights")]
+    parts[name] = settled.get(name, part)
   if not parts:
     raise InputError(f"config.reward.weights is empty; allowed: {', '.join(PARTS)}")
-  if "language" in parts:
-    parts["language"] = functools.partial(language.score, target=target_language)
   return parts
 
 

@@ -9,7 +9,7 @@ from absl.testing import absltest, parameterized
 
 from r1jax.data import problems
 from r1jax.errors import InputError
-from r1jax.rewards import accuracy
+from r1jax.rewards import accuracy, extract
 
 
 def record(answer, verifier="math", **meta):
@@ -40,7 +40,7 @@ class AnswerSpanTest(parameterized.TestCase):
     ("", ("", False)),
   )
   def test_span(self, text, want):
-    self.assertEqual(accuracy.answer_span(text), want)
+    self.assertEqual(extract.answer_span(text), want)
 
   @parameterized.parameters(
     (r"\boxed{4} and \boxed{\frac{1}{2}}.", r"\frac{1}{2}"),
@@ -49,7 +49,7 @@ class AnswerSpanTest(parameterized.TestCase):
     ("5", None),
   )
   def test_last_boxed(self, text, want):
-    self.assertEqual(accuracy.last_boxed(text), want)
+    self.assertEqual(extract.last_boxed(text), want)
 
   @parameterized.parameters(
     ("1,234 and 5", [1234, 5]),
@@ -63,7 +63,7 @@ class AnswerSpanTest(parameterized.TestCase):
     ("none", []),
   )
   def test_numbers(self, text, want):
-    self.assertEqual(accuracy.numbers(text), want)
+    self.assertEqual(extract.numbers(text), want)
 
 
 class VerifierTest(parameterized.TestCase):
