@@ -6,7 +6,8 @@ supplement) stand here where they exist; "R1:" marks them.
 
 from ml_collections import ConfigDict, config_dict
 
-from r1jax.errors import InputError
+from r1jax.errors import InputError, one_of
+from r1jax.objectives import recipes
 
 
 def run() -> ConfigDict:
@@ -145,8 +146,93 @@ def sft() -> ConfigDict:
   return s
 
 
+def preference() -> ConfigDict:
+  """DPO, RPO or SimPO on a JSONL file of pairs, see r1jax/data/judged.py."""
+  s = ConfigDict()
+  s.kind = "preference"
+  s.init = ""
+  s.num_steps = 100
+  s.data = ConfigDict(
+    {
+      "path": "",
+      "min_gap": 1.0,  # of judges' mean scores, where lines have those
+      "on_bad_line": "error",
+      "limit": config_dict.placeholder(int),
+    }
+  )
+  # "dpo" uses beta (0.1 in the paper); "rpo" nll_coef as well, the weight of the chosen
+  # answer's cross-entropy (1); "simpo" beta (2 to 2.5) and gamma (half of it).
+  s.loss = ConfigDict(
+    {
+      "kind": "dpo",
+      "beta": 0.1,
+      "gamma": config_dict.placeholder(float),
+      "nll_coef": config_dict.placeholder(float),
+    }
+  )
+  s.optim = optimizer(1e-6)
+  # A step is `microbatches` times `rows` rows; a pair lies in one of them, its prompt
+  # once, so that its tokens must not be more than `row_length`.
+  s.training = ConfigDict(
+    {"rows": 8, "microbatches": 1, "row_length": 2048, "remat": "none"}
+  )
+  s.moe = mixture()
+  s.lora = adapter()
+  return s
+
+
+def recipe(name: str) -> ConfigDict:
+  """What makes a named algorithm, to update the settings of a stage of `grpo` with.
+
+  `r1jax/objectives/recipes.py` has them, with the papers. Sizes in tokens are those of
+  the papers too: `shaping.overlong_buffer` and `loss.length_constant` go with
+  `rollout.max_tokens`.
+  """
+  return ConfigDict(recipes.settings(name))
+
+
+def reward_model() -> ConfigDict:
+  """A model that gives answers, or their steps, a score."""
+  s = ConfigDict()
+  s.kind = "reward_model"
+  s.init = ""
+  # What is learned, from lines that r1jax/data/judged.py describes: "pairwise" (which
+  # of two answers is preferred), "pointwise" (is it safe, or right), "outcome" (the
+  # same, after each of its tokens) or "process" (is each step right).
+  s.objective = "pairwise"
+  # "all" of an answer, or the "answer" behind </think>. R1: helpfulness reads the
+  # latter, safety all.
+  s.reads = "all"
+  s.num_steps = 258  # R1: one epoch of 66,000 pairs
+  s.data = ConfigDict(
+    {
+      "path": "",
+      "min_gap": 1.0,  # R1: of two judged responses' mean scores, above which one wins
+      "on_bad_line": "error",
+      "limit": config_dict.placeholder(int),
+      "held_out": 0.05,  # share of the prompts
+      # Pairs are left out until the longer answer wins as often as it loses (R1
+      # balances lengths too).
+      "balance_lengths": True,
+    }
+  )
+  s.optim = optimizer(6e-6)  # R1
+  # A step is `batch` pairs or answers (R1: 256), packed into rows of which `rows` go
+  # through the model at a time. Both answers of a pair lie in a row, their prompt once.
+  s.training = ConfigDict(
+    {"batch": 256, "rows": 8, "row_length": 8192, "remat": "full"}  # R1: 8,192
+  )
+  s.moe = ConfigDict({"balance_coef": 0.0})
+  s.lora = adapter()
+  s.eval = ConfigDict({"every": 20})  # steps; 0: before the first and after the last
+  return s
+
+
 def grpo() -> ConfigDict:
-  """GRPO as R1-Zero used it. A step is one rollout and its updates."""
+  """GRPO as R1-Zero used it. A step is one rollout and its updates.
+
+  `s.update(recipe(NAME))` makes another algorithm of it.
+  """
   s = ConfigDict()
   s.kind = "grpo"
   s.init = ""
@@ -181,7 +267,7 @@ def grpo() -> ConfigDict:
       # each output channel), caches in "bfloat16", "float8_e4m3fn" or "int8" (one for
       # each head and token); "" is the compute dtype. Smaller to hold and to read, but
       # not on CPU, see r1jax/models/quantized.py. Log-probs then differ from the
-      # trainer's (policy/logp_gap_mean); `loss.importance_cap` corrects for it.
+      # trainer's (policy/logp_gap_mean); `loss.correction` corrects for it.
       "weights": "",
       "cache": "",
     }
@@ -191,44 +277,158 @@ def grpo() -> ConfigDict:
       # R1: the same weight for both; a part without weight is only logged.
       "weights": ConfigDict({"accuracy": 1.0, "format": 1.0}),
       "normalise": "none",  # or "per_part"
+      # Of the part "format": "r1_zero", "think_prefix" (the prompt ends in <think>) or
+      # "boxed"; not strict: a fraction for every mark in its place.
+      "format": ConfigDict({"kind": "r1_zero", "strict": True}),
       "language": "en",  # of the part "language"
+      # Pieces of text in a row whose return the part "repetition" punishes.
+      "repetition_ngram": 20,
+      # Who judges problems with the verifier "judge": an OpenAI-compatible server.
+      "judge": ConfigDict(
+        {
+          "url": "",  # such as "http://localhost:8000/v1"; "" is nobody
+          "model": "",
+          "key_variable": "",  # environment variable that holds the API key
+          "temperature": 0.0,
+          "max_tokens": 2048,
+          "timeout_s": 60.0,
+          "retries": 4,
+          "backoff_s": 1.0,
+          "concurrency": 8,
+          "cache": "",  # a file of replies; "" forgets them with the run
+          "price_in": 0.0,  # of a million tokens, for judge/cost
+          "price_out": 0.0,
+        }
+      ),
+      # Programs, of problems with the verifier "code".
+      "code": ConfigDict(
+        {
+          # "bubblewrap", or "subprocess", which has gaps that it warns of; "auto" is
+          # the first that works.
+          "sandbox": "auto",
+          "score": "fraction",  # of the tests that are passed; "all": 1 or 0
+          "time_s": 4.0,  # of a test, by the clock
+          "total_s": 8.0,  # of all tests of an answer; below timeout_s
+          "memory_mb": 512,  # of a process; at most memory_limit_mb
+          "output_kb": 1024,  # of a test
+          "file_mb": 16,
+          "processes": 8,  # and threads
+        }
+      ),
+      # Of the part "model": a stage of the kind "reward_model" before this one, what it
+      # reads at a time, and how the scores of steps become one, "min" or "product".
+      "model": ConfigDict(
+        {"stage": "", "rows": 8, "row_length": 33_280, "aggregation": "min"}
+      ),
       "num_workers": 2,
       "timeout_s": 10.0,
       "batch_timeout_s": 300.0,
       "memory_limit_mb": 1024,
     }
   )
-  # The deviation that divides advantages: "population", "sample" or "none".
-  s.advantage = ConfigDict({"std": "population", "eps": 0.0})
-  # Answers that max_tokens cut off: "keep", "mask" or "penalise" by so many points.
-  s.truncated = ConfigDict({"kind": "keep", "penalty": 0.0})
-  s.loss = ConfigDict(
+  # Points for the length of an answer, added to its reward; logged as reward/shaping.
+  s.shaping = ConfigDict(
     {
-      "clip_low": 10.0,  # R1: ratios in [-9, 11], so no lower bound at all
-      "clip_high": 10.0,
-      "kl_coef": 0.001,  # R1
-      "kl_estimator": "k3",  # R1
-      "reduction": "sequence_mean",
-      "length_constant": config_dict.placeholder(float),
-      # Truncated importance sampling for tokens of older or otherwise computed
-      # weights: the most that a token may weigh; 0 is off.
-      "importance_cap": 0.0,
+      # Tokens before max_tokens over which 0 falls to -1 (DAPO: 4,096); 0 is off.
+      "overlong_buffer": 0,
+      # Points of a right and of a wrong answer of no length and of one of max_tokens,
+      # along half a cosine, and of one cut off there (Yeo et al., arXiv 2502.03373:
+      # (2, 1), (-10, 0) and -10); () both is off.
+      "cosine_correct": (),
+      "cosine_wrong": (),
+      "cosine_exceeded": 0.0,
+      "shortest_bonus": 0.0,  # of the shortest right answer of a group
+      "outcome_gate": False,  # such points for right answers alone
     }
   )
+  # Answers that max_tokens cut off: "keep", "mask" or "penalise" by so many points.
+  s.truncated = ConfigDict({"kind": "keep", "penalty": 0.0})
+  # Groups to train on: all ("none"), or with right and wrong answers ("mixed": DAPO's
+  # dynamic sampling). Then a step draws again, max_rounds rollouts at most, until
+  # `rollout.prompts` groups are there; what they cost is in filter/*.
+  s.filter = ConfigDict({"kind": "none", "max_rounds": 10})
+  # Which problems are asked: in a shuffled order ("none"), or the more often, the
+  # closer a problem's share of right answers is to one half ("pass_rate").
+  s.curriculum = ConfigDict(
+    {
+      "kind": "none",
+      "decay": 0.5,  # weight of the share so far, when a problem is asked again
+      # Least weight of a problem, before weights are made to add up to 1; one that is
+      # right half of the time has 0.25.
+      "floor": 0.01,
+    }
+  )
+  s.advantage = ConfigDict(
+    {
+      # A name of r1jax/objectives/advantages.py: "grpo", "rloo", "remax" (one greedy
+      # answer more to each prompt), "batch_std", "reinforce_pp_baseline"; token by
+      # token "reinforce_pp" and "gae" (with a critic, see `critic`).
+      "estimator": "grpo",
+      # The deviation that divides: "population", "sample" or "none".
+      "std": "population",
+      "eps": 0.0,  # added to it
+      "kl_coef": 0.0,  # points a nat: the KL in the reward, token by token
+      # Rewards are carried back along tokens by gamma, of "reinforce_pp" and "gae", and
+      # what a critic expected by gae_lambda.
+      "gamma": 1.0,
+      "gae_lambda": 1.0,
+    }
+  )
+  s.loss = ConfigDict(
+    {
+      # Whose probability is compared with the old one: the "token"'s, the "sequence"'s
+      # (GSPO) or the latter with the gradient of the former, "sequence_token".
+      "ratio": "token",
+      # "clip", "dual_clip", "cispo", "soft_gate" (SAPO) or "reinforce"; it reads those
+      # of the next five that r1jax/objectives/policy.py says.
+      "surrogate": "clip",
+      "clip_low": 10.0,  # R1: ratios in [-9, 11], so no lower bound at all
+      "clip_high": 10.0,
+      "clip_dual": config_dict.placeholder(float),
+      "gate_positive": config_dict.placeholder(float),
+      "gate_negative": config_dict.placeholder(float),
+      "kl_coef": 0.001,  # R1; the KL in the loss
+      "kl_estimator": "k3",  # R1; or "k1", "k2", "unbiased"
+      "entropy_coef": 0.0,  # of a bonus
+      "reduction": "sequence_mean",  # or "token_mean" (DAPO), "constant" (Dr. GRPO)
+      "length_constant": config_dict.placeholder(float),  # of "constant"
+      # Importance weights of tokens of older or otherwise computed weights: "none",
+      # "truncate" those above the cap to it, or "mask" their tokens. A weight is of a
+      # "token", of the whole "sequence", or the "geometric" mean over it.
+      "correction": "none",
+      "correction_level": "token",
+      "correction_cap": 2.0,
+      # An answer with a token of less weight is not trained on; 0 is off.
+      "correction_veto": 0.0,
+    }
+  )
+  # Of the estimator "gae" alone: a decoder with a scalar head, which begins as the
+  # policy and is as large. The most points that a value may move in a step; 0 is off.
+  s.critic = ConfigDict({"clip": 0.2, "optim": optimizer(1e-5)})
   s.moe = mixture()
   # Tokens go through the experts that they went through when they were sampled, in the
   # update and in the reference's scores.
   s.moe.replay = False
   s.lora = adapter()
-  # R1: the reference becomes the policy every 400 updates, here 25 rollouts; 0: never.
-  s.reference = ConfigDict({"refresh_every": 25})
+  s.reference = ConfigDict(
+    {
+      # R1: it becomes the policy every 400 updates, here 25 rollouts; 0: never.
+      "refresh_every": 25,
+      # Nats a token that the KL is steered to, by a factor on its coefficient (Ziegler
+      # et al., arXiv 1909.08593); 0: the coefficient is fixed.
+      "kl_target": 0.0,
+      # Answers over which a KL of e.g. 10 % too much makes the coefficient 10 % larger.
+      "kl_horizon": 10_000.0,
+    }
+  )
   s.optim = optimizer(3e-6)  # R1
   # Prompts are dealt at random, with all their answers, to `minibatches` of as many
   # answers each (R1: 16, of answers dealt one by one), which are packed into rows;
   # `rows` of them go through the model at a time. A prompt lies once in a row, before
   # its answers there: prompt_length + group_size * (max_tokens + 1) hold any group.
+  # `epochs` go over all of them, each dealt anew.
   s.training = ConfigDict(
-    {"rows": 8, "row_length": 33_280, "minibatches": 16, "remat": "full"}
+    {"rows": 8, "row_length": 33_280, "minibatches": 16, "epochs": 1, "remat": "full"}
   )
   s.eval = ConfigDict(
     {
@@ -246,6 +446,81 @@ def grpo() -> ConfigDict:
       "stop_strings": (),
     }
   )
+  return s
+
+
+def expert(algorithm: str = "expert_iteration") -> ConfigDict:
+  """Fine-tuning on own answers that are right, round after round.
+
+  Args:
+    algorithm: "expert_iteration" (Havrilla et al., arXiv 2403.04642), "rest_em" (arXiv
+      2312.06585), or "return_conditioned", which learns from wrong answers too.
+  """
+  s = sft()
+  s.kind = "expert"
+  del s["train_on"], s["examples"]
+  drawn = grpo()
+  s.decontaminate = drawn.decontaminate
+  s.rollout, s.reward, s.eval = drawn.rollout, drawn.reward, drawn.eval
+  # Every problem is asked `group_size` times in a round, `prompts` of them at a time.
+  s.rollout.update({"prompts": 64, "group_size": 96, "max_tokens": 1024})
+  s.eval.update({"max_tokens": 1024, "batch": 64})
+  del s.rollout["oversample"], s.rollout["lag"], s.eval["every"]
+  del s.reward["normalise"], s.reward["model"]
+  # Of a round, which begins with the weights of `init`; `num_steps` is of all of them.
+  s.round_steps = 500
+  s.num_steps = 5 * 500
+  # Rounds without a better accuracy on the set `dev` of `eval.sets` after which it ends
+  # ("" is the only set). The best weights are what the stage leaves.
+  s.patience = 1
+  s.dev = ""
+  # Whose answers a round draws: those of the "best" weights so far, or of the "last".
+  s.asks = "best"
+  # Answers that ended by themselves, with `threshold` or more of a part of the reward,
+  # each text once, at most `per_problem` of a problem in a round (0: all). A round
+  # trains on the "growing" set of all rounds, or on what the "round" itself has kept.
+  s.keep = ConfigDict(
+    {"set": "growing", "part": "accuracy", "threshold": 1.0, "per_problem": 0}
+  )
+  # Texts behind a question that tell whether a right or a wrong answer follows; with
+  # them wrong answers are trained on too, and held-out problems ask for right ones.
+  s.tags = ConfigDict({"good": "", "bad": ""})
+  s.optim.total_steps = s.get_ref("round_steps")
+  changes = {
+    "expert_iteration": {},
+    # Its limit is that of MATH's problems.
+    "rest_em": {"asks": "last", "keep": {"set": "round", "per_problem": 10}},
+    "return_conditioned": {"tags": {"good": " [GOOD]", "bad": " [BAD]"}},
+  }
+  s.update(changes[one_of(algorithm, changes, key="common.expert")])
+  s.training.row_length = 2048
+  return s
+
+
+def distill() -> ConfigDict:
+  """A student learns the distributions of a teacher that shares its tokenizer."""
+  s = sft()
+  s.kind = "distill"
+  del s["train_on"], s.training["mtp_coef"]
+  # A model's file or folder, or a stage before this one.
+  s.teacher = ConfigDict({"path": "", "stage": ""})
+  # Share of steps on answers that the student draws, the others being on `examples`.
+  # It answers the problems of `data`, or the examples' prompts where that is empty.
+  s.on_policy = 0.0
+  s.data = ConfigDict()
+  s.loss = ConfigDict(
+    {
+      # "forward" (covers what the teacher does), "reverse" (seeks what it does most),
+      # "generalised" (GKD, arXiv 2306.13649: between them, by beta); or, where all
+      # steps are on own answers, "policy_gradient", which estimates "reverse" from the
+      # drawn tokens.
+      "divergence": "forward",
+      "beta": config_dict.placeholder(float),
+      "temperature": 1.0,  # of both distributions
+    }
+  )
+  s.rollout = expert().rollout
+  s.rollout.update({"prompts": 32, "group_size": 4})
   return s
 
 

@@ -48,7 +48,8 @@ from r1jax import (
 from r1jax.errors import InputError
 from r1jax.models import parameters
 from r1jax.sharding import TRAIN_RULES, Partition
-from r1jax.stages import setup
+from r1jax.stages import reference, setup
+from r1jax.stages.critic import Critic
 from r1jax.stages.lineage import begin, is_done
 from r1jax.stages.run import Run, Stopped
 from r1jax.stages.trainable import Trainable
@@ -278,8 +279,9 @@ def _made_from(
   run: Run, config: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:
   """{stage: all that its result depends on}, its input by a digest of the same."""
-  found, digests = {}, {"": trees.digest(repr(config["model"]["path"]))}
+  found, digests = {}, {}
   for name, settings in stages.items():
+    made_of = {key: digests[stage] for key, stage in setup.inputs(settings).items()}
     found[name] = setup.depends_on(
       settings,
       {
@@ -287,7 +289,7 @@ def _made_from(
         "model": dataclasses.asdict(run.model)
         | {"compute_dtype": np.dtype(run.compute_dtype).name},
         "tokenizer": run.tokenizer.fingerprint,
-        "input": digests[settings["init"]],
+        "input": made_of | {"model": trees.digest(repr(config["model"]["path"]))},
       },
     )
     digests[name] = trees.digest(json.dumps(found[name], sort_keys=True))
@@ -297,8 +299,8 @@ def _made_from(
 def _bytes_per_device(
   run: Run, config: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any]]
 ) -> int:
-  """Of the largest stage: what is trained, the optimizer's state and, where it has one,
-  the reference; and what is frozen."""
+  """Of the largest stage: what is trained, the optimizer's state and, where it has
+  them, the reference and the critic; and what is frozen."""
 
   def size(tree: Any) -> int:
     return sum(
@@ -316,8 +318,12 @@ def _bytes_per_device(
       state = states.abstract_state(
         trainable.specs, optimizer, run.partition, np.float32
       )
-    has_reference = settings["kind"] == "grpo" and settings["loss"]["kl_coef"] != 0
-    num_bytes = size(state) + has_reference * size(state.params)
+    num_bytes = size(state)
+    if settings["kind"] == "grpo":
+      num_bytes += reference.is_used(settings) * size(state.params)
+      if settings["advantage"]["estimator"] == "gae":
+        with setup.keys_of(name, config):
+          num_bytes += size(Critic(run, settings).abstract())
     if trainable.lora is not None:
       held = run.partition.of_specs(model)
       num_bytes += size(parameters.abstract(model, run.compute_dtype, held))

@@ -116,7 +116,7 @@ def test_what_is_compared_is_worth_it(small_run):
 AHEAD = (
   "--config.zero.rollout.lag=1",
   "--config.zero.rollout.oversample=1",
-  "--config.zero.loss.importance_cap=2.0",
+  "--config.zero.loss.correction=truncate",
   "--config.checkpoint.save_every=1",
 )
 
@@ -134,6 +134,39 @@ def test_rows_on_their_way_are_kept(stop, finish, small_run, tmp_path):
   assert_same_run(broken, whole)
   left = [line.get("rollout/groups_left") for line in numbers(whole)]
   assert left.count(1) == 5
+
+
+REMEMBERS = (
+  "--config.zero.filter.kind=mixed",
+  "--config.zero.filter.max_rounds=2",
+  "--config.zero.curriculum.kind=pass_rate",
+  "--config.zero.advantage.estimator=gae",
+  "--config.zero.advantage.kl_coef=0.1",
+  "--config.zero.loss.kl_coef=0.0",
+  "--config.zero.reference.kl_target=0.1",
+  "--config.zero.reference.kl_horizon=100.0",
+  "--config.zero.training.epochs=2",
+  "--config.checkpoint.save_every=1",
+)
+
+
+@pytest.mark.slow
+def test_all_that_a_stage_remembers_is_kept(stop, finish, small_run, tmp_path):
+  """Problems asked, pass rates, the critic, the coefficient of the KL."""
+  whole, broken = tmp_path / "whole", tmp_path / "broken"
+  for folder in (whole, broken):
+    base_of(small_run, folder)
+  finish(*REMEMBERS, folder=whole)
+  code, _ = stop("zero", "pack", 5, args=REMEMBERS, folder=broken)
+  assert code == -signal.SIGKILL
+  assert re.search("zero: goes on from step [34]\n", finish(*REMEMBERS, folder=broken))
+  assert_same_run(broken, whole)
+  kept = {path.split("/")[0] for path in arrays(whole, "zero")}
+  assert kept == {"train", "ref", "critic", "kl", "asked", "rates"}
+  steps = [line for line in numbers(whole) if "loss/policy" in line]
+  assert len({line["policy/kl_coef"] for line in steps}) > 2
+  assert len({line["critic/loss"] for line in steps}) == 5
+  assert max(line["filter/rounds"] for line in steps) == 2
 
 
 def test_killed_and_then_stopped(stop, finish, small_run, tmp_path):

@@ -47,9 +47,7 @@ def get_config(arg=None):
   zero.loss.kl_coef = 0.1
   zero.reference.refresh_every = 2
   zero.optim.learning_rate = 1e-2
-  zero.training = ConfigDict(
-    {"rows": 2, "row_length": 48, "minibatches": 2, "remat": "none"}
-  )
+  zero.training.update({"rows": 2, "row_length": 48, "minibatches": 2, "remat": "none"})
   zero.eval.every = 2
   zero.eval.max_tokens = 12
   zero.eval.batch = 4

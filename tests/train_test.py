@@ -10,6 +10,7 @@ import signal
 import pytest
 from ml_collections import ConfigDict
 
+from configs import common
 from r1jax import metrics
 from r1jax.data.tokenizer import train_sentencepiece
 from r1jax.errors import InputError
@@ -165,6 +166,40 @@ def test_keys_are_named_where_the_config_has_them(config, tmp_path):
   config.optim = config.zero.optim
   del config.zero.optim
   assert refusal(config, tmp_path / "shared").startswith("config.optim.eps=0.0")
+
+
+# What a later stage would only say when it draws, evaluates or is updated.
+LATER = {
+  "rollout.draft": (
+    "ngram",
+    r"config\.zero\.rollout\.draft='ngram' and draft_tokens=0",
+  ),
+  "rollout.stop_strings": (("",), r"config\.zero\.rollout\.stop_strings=\[''\]"),
+  "rollout.max_tokens": (0, r"config\.zero\.rollout\.max_tokens=0"),
+  "rollout.cache": ("int4", r"config\.zero\.rollout\.cache='int4'"),
+  "eval.repetition_penalty": (0.0, r"config\.zero\.eval\.repetition_penalty=0\.0"),
+  "eval.stop_strings": (("",), r"config\.zero\.eval\.stop_strings=\[''\]"),
+  "eval.samples": (0, r"config\.zero\.eval\.samples=0: must be 1 or more"),
+  "eval.max_tokens": (10**6, r"config\.zero\.eval\.max_tokens=1000000 add up"),
+  "loss.correction_cap": (-1.0, r"config\.zero\.loss\.correction_cap=-1\.0"),
+  "loss.surrogate": ("dual_clip", r"config\.zero\.loss\.clip_dual=None"),
+  "training.epochs": (0, r"config\.zero\.training\.epochs=0"),
+  "critic.clip": (-1.0, r"config\.zero\.critic\.clip=-1\.0"),
+  "critic.optim.b1": (1.0, r"config\.zero\.critic\.optim\.b1=1\.0"),
+}
+
+
+@pytest.mark.parametrize("key", LATER)
+def test_mistakes_in_a_later_stage_come_before_any_stage_runs(
+  key, config, small_run, tmp_path
+):
+  value, said = LATER[key]
+  if key.startswith("critic"):
+    config.zero.update(common.recipe("ppo"))
+  config.update_from_flattened_dict({f"zero.{key}": value})
+  config.stages = ("base", "zero")
+  assert re.search(said, refusal(config, tmp_path))
+  assert not (tmp_path / "checkpoints").exists()
 
 
 def test_workdir_that_is_no_folder(config, tmp_path):

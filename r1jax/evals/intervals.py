@@ -1,4 +1,4 @@
-"""95 % intervals for accuracies."""
+"""95 % intervals for accuracies, and for means of a few values."""
 
 import math
 from collections.abc import Sequence
@@ -52,3 +52,39 @@ def clustered_interval(
       else (num_problems * alike / variance)
     )
   return wilson(mean * trials, trials)
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float]:
+  """(low, high) of the mean of independent values, by Student's t.
+
+  Right for normal values, however few; two at least.
+  """
+  n = len(values)
+  if n < 2:
+    raise ValueError(f"{n} values; an interval needs two or more")
+  mean = math.fsum(values) / n
+  variance = math.fsum((x - mean) ** 2 for x in values) / (n - 1)
+  half = t95(n - 1) * math.sqrt(variance / n)
+  return mean - half, mean + half
+
+
+def t95(df: int) -> float:
+  """The 97.5 % point of Student's t with a whole number of degrees of freedom."""
+  low, high = 0.0, 13.0  # df=1: 12.7
+  for _ in range(60):
+    middle = (low + high) / 2
+    low, high = (low, middle) if _t_within(middle, df) > 0.95 else (middle, high)
+  return high
+
+
+def _t_within(t: float, df: int) -> float:
+  """P(|T| <= t); Abramowitz and Stegun (1964), 26.7.3 and 26.7.4."""
+  angle = math.atan(t / math.sqrt(df))
+  odd = df % 2
+  term = math.cos(angle) if odd else 1.0
+  total = 0.0
+  for k in range(odd + 2, df + 2, 2):
+    total += term
+    term *= math.cos(angle) ** 2 * (k - 1) / k
+  within = math.sin(angle) * total
+  return 2 / math.pi * (angle + within) if odd else within

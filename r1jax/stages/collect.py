@@ -5,7 +5,11 @@ their answers; the others go on in the next rollout, with the tokens and log-pro
 they have (partial rollouts, as of Kimi k1.5, arXiv 2501.12599). With a lag of one, the
 next rollout is started before this one is judged and trained on, so that the devices
 draw while the host judges. Both draw some tokens with weights older than those that the
-step begins with, for which `config.loss.importance_cap` corrects.
+step begins with, for which `config.loss.correction` corrects.
+
+A step may leave groups out that have no signal, and draw again until there are enough
+(dynamic sampling, DAPO, arXiv 2503.14476). Rollouts are numbered through, and what they
+draw is a function of their number.
 
 Letters: Q prompts of a rollout, G samples, B = Q * G rows, T completion slots.
 """
@@ -16,17 +20,62 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from flax import struct
 
 from r1jax import limits, prng
-from r1jax.data import stream
-from r1jax.errors import InputError
+from r1jax.errors import InputError, one_of
+from r1jax.models import quantized
+from r1jax.objectives import filters
 from r1jax.rewards.pool import RewardPool
 from r1jax.sampling import decode
 from r1jax.stages import rollouts
+from r1jax.stages.asking import Asking
 from r1jax.stages.rollouts import Judging, Sampler
 from r1jax.stages.run import Run
+from r1jax.stages.trainable import Trainable
 from r1jax.types import Problem, Rollout
+
+CONTROLS = ("temperature", "top_k", "top_p", "min_p")
+
+
+def sampler_of(run: Run, config: Mapping[str, Any], **changes: Any) -> Sampler:
+  """What a stage draws with.
+
+  Args:
+    config: all settings of the stage.
+    changes: arguments of `Sampler` that differ from the settings.
+  """
+  rollout = config["rollout"]
+  one_of(rollout["weights"], quantized.WEIGHTS, key="config.rollout.weights")
+  one_of(rollout["cache"], quantized.CACHES, key="config.rollout.cache")
+  names = ("prompt_length", "max_tokens", "slots", "stop_strings")
+  names += ("draft", "draft_tokens", "weights", "cache")
+  return Sampler(
+    run,
+    Trainable.of(run, config),
+    **{
+      **{name: rollout[name] for name in names},
+      "prompts": rollout["prompts"] + rollout["oversample"],
+      "samples": rollout["group_size"],
+      "controls": {key: rollout[key] for key in CONTROLS},
+      "record_experts": config["moe"]["replay"],
+      **changes,
+    },
+  )
+
+
+@struct.dataclass
+class Asked:
+  """How much was asked so far, as a checkpoint holds it: int32 scalars.
+
+  Attributes:
+    problems: taken from the order of problems.
+    rollouts: drawn, or on their way.
+  """
+
+  problems: np.ndarray
+  rollouts: np.ndarray
 
 
 @struct.dataclass
@@ -34,14 +83,12 @@ class Drawn:
   """Rows between two steps, as a checkpoint holds them; numpy.
 
   Attributes:
-    place_Q: int32, place of each prompt in the order of all problems, -1 for none.
-    num_asked: int32 scalar, problems taken from that order so far.
+    place_Q: int32, place of each prompt among all problems, -1 for none.
     rows: what has been drawn.
     counts, weights_checksum: of the rollout, see `types.Rollout`.
   """
 
   place_Q: np.ndarray
-  num_asked: np.ndarray
   rows: decode.Begun
   counts: dict[str, np.ndarray]
   weights_checksum: np.ndarray
@@ -49,16 +96,17 @@ class Drawn:
 
 @dataclasses.dataclass(frozen=True)
 class Collected:
-  """Complete groups, judged.
+  """Complete groups, judged; those to train on first.
 
   Attributes:
-    problems, prompts: Q of them, the prompts as ids.
+    problems, prompts: of each group, the prompts as ids.
     rollout: their rows; its counts are of all rows that were drawn beside them.
     texts: of each row.
     parts_QG: rewards by part.
-    judged: counts of the judging.
-    num_asked: problems taken from the order so far.
-    num_left: groups that go on in the next rollout.
+    num_trained: groups at the front that are trained on. Where they are fewer than the
+      step wants, others stand behind them to fill it up.
+    seen: metrics of asking, drawing and judging.
+    num_asked: problems asked so far, those of rollouts on their way included.
     work: what the rollout's speed is computed from; None where the host does other
       things meanwhile.
   """
@@ -68,16 +116,36 @@ class Collected:
   rollout: Rollout
   texts: Sequence[str]
   parts_QG: Mapping[str, np.ndarray]
-  judged: Mapping[str, float]
+  num_trained: int
+  seen: Mapping[str, float]
   num_asked: int
-  num_left: int
+  work: limits.Work | None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Round:
+  """One rollout, judged.
+
+  Attributes:
+    problems: of all its prompts.
+    groups: numbers of the complete ones that a step may take.
+    keep_Q: whether the filter keeps each of `groups`.
+  """
+
+  problems: Sequence[Problem]
+  rollout: Rollout
+  groups: np.ndarray
+  keep_Q: np.ndarray
+  parts_QG: Mapping[str, np.ndarray]
+  judged: Mapping[str, float]
   work: limits.Work | None
 
 
 def check(config: Mapping[str, Any]) -> None:
   """Raises InputError where a stage's settings do not go together."""
-  rollout, cap = config["rollout"], config["loss"]["importance_cap"]
+  rollout, correction = config["rollout"], config["loss"]["correction"]
   oversample, lag = rollout["oversample"], rollout["lag"]
+  one_of(config["filter"]["kind"], filters.FILTERS, key="config.filter.kind")
   if oversample < 0 or lag not in (0, 1):
     raise InputError(
       f"config.rollout.oversample={oversample} and lag={lag}: prompts, 0 or more, and "
@@ -85,10 +153,11 @@ def check(config: Mapping[str, Any]) -> None:
     )
   if not (oversample or lag):
     return
-  if not cap > 0:
+  if correction == "none":
     raise InputError(
-      f"config.loss.importance_cap={cap}: with config.rollout.oversample={oversample} "
-      f"and lag={lag} some tokens are of older weights; set it, to 2.0 for instance"
+      f"config.loss.correction={correction!r}: with config.rollout.oversample="
+      f"{oversample} and lag={lag} some tokens are of older weights; set it, to "
+      "'truncate' for instance"
     )
   if config["moe"]["replay"]:
     raise InputError(
@@ -101,9 +170,9 @@ class Collector:
   """Makes `Collected` for one step after another.
 
   Args:
-    order: of problems.
+    asking: says which problems come next.
     prompts: ids of each problem.
-    config: `rollout` of a stage.
+    config: all settings of the stage.
   """
 
   def __init__(
@@ -112,32 +181,192 @@ class Collector:
     name: str,
     sampler: Sampler,
     pool: RewardPool,
-    order: stream.Stream[Problem],
+    asking: Asking,
     prompts: Mapping[str, list[int]],
     config: Mapping[str, Any],
-    *,
-    num_steps: int,
   ):
+    rollout = config["rollout"]
     self._run = run
     self._key = prng.root(run.seed), f"{name}/rollout"
     self._sampler = sampler
     self._pool = pool
-    self._order = order
+    self._asking = asking
     self._prompts = prompts
-    self._num_steps = num_steps
-    self._wanted = config["prompts"]
-    self._room = config["prompts"] + config["oversample"]
-    self._samples = config["group_size"]
-    self._max_tokens = config["max_tokens"]
-    self._cache = config["cache"]
-    self._is_partial = config["oversample"] > 0
-    self._lags = config["lag"] > 0
-    self._left = self.nothing()
+    self._num_steps = config["num_steps"]
+    self._wanted = rollout["prompts"]
+    self._room = rollout["prompts"] + rollout["oversample"]
+    self._samples = rollout["group_size"]
+    self._max_tokens = rollout["max_tokens"]
+    self._cache = rollout["cache"]
+    self._is_partial = rollout["oversample"] > 0
+    self._lags = rollout["lag"] > 0
+    self._filters = config["filter"]["kind"] != "none"
+    self._keep = filters.FILTERS[config["filter"]["kind"]]
+    self._max_rounds = config["filter"]["max_rounds"] if self._filters else 1
+    self._asked = Asked(np.zeros((), np.int32), np.zeros((), np.int32))
+    self._left = self._nothing_left()
     # With a lag, from the first step on: what was asked ahead, on the devices or here.
     self._ahead: tuple[Drawn, Rollout | None] | None = None
 
-  def nothing(self) -> Drawn | None:
-    """What `held` gives before the first step."""
+  def held(self) -> dict[str, Any]:
+    """What a checkpoint must hold for the next step to be the same.
+
+    Waits for a rollout that is on its way. Before the first step it has the shapes.
+    """
+    held: dict[str, Any] = {}
+    if self._left is not None or self._filters:
+      held["asked"] = self._asked
+    if (rates := self._asking.held()) is not None:
+      held["rates"] = rates
+    if self._left is not None:
+      held["drawn"] = self._left if self._ahead is None else self._fetched()
+    return held
+
+  def take_up(self, held: Mapping[str, Any], step: int) -> None:
+    """Goes on with a step, from what a checkpoint of the one before holds."""
+    held = jax.tree.map(np.asarray, dict(held))
+    if "asked" in held:
+      self._asked = held["asked"]
+    else:
+      past = np.asarray(step - 1, np.int32)
+      self._asked = Asked(past * np.int32(self._room), past)
+    if "rates" in held:
+      self._asking.take_up(held["rates"])
+    if "drawn" in held and self._lags:
+      self._ahead = held["drawn"], None
+    elif "drawn" in held:
+      self._left = held["drawn"]
+
+  def __call__(
+    self, step: int, weights: Callable[[], Any], settle: Callable[[], None]
+  ) -> Collected:
+    """The rows of a step.
+
+    Args:
+      weights: makes what is drawn with.
+      settle: is called once the devices have something to do.
+    """
+    drawn_with = weights()
+    rounds: list[_Round] = []
+    num_kept = 0
+    while not rounds or (num_kept < self._wanted and len(rounds) < self._max_rounds):
+      if self._lags:
+        rounds.append(self._drawn_before(drawn_with, settle, step < self._num_steps))
+      else:
+        settle()
+        rounds.append(self._drawn_now(drawn_with))
+      num_kept += int(rounds[-1].keep_Q.sum())
+    if num_kept < self._wanted:
+      logging.log_first_n(
+        logging.WARNING,
+        "step %d trains on %d groups instead of %d: no more had a signal in %d "
+        "rollouts; raise config.filter.max_rounds, or look at the problems",
+        3,
+        step,
+        num_kept,
+        self._wanted,
+        len(rounds),
+      )
+    return self._collected(rounds)
+
+  def _drawn_now(self, drawn_with: Any) -> _Round:
+    asked, number = self._ask()
+    problems = self._problems(asked)
+    judging = Judging(self._pool, problems, self._samples)
+    rollout = self._sampler(
+      drawn_with,
+      *self._of(problems, number),
+      **self._partial(asked),
+      on_complete=lambda q, ids: judging.add(q, self._sampler.texts(ids)),
+    )
+    work = limits.rollout_work(
+      self._run.machine,
+      self._run.model,
+      drawn_with,
+      [self._prompts[problem.id] for problem in problems],
+      rollout,
+      begun_B=asked.rows.length_B if self._is_partial else None,
+      cache=self._cache,
+    )
+    self._left = self._leftover(asked, rollout)
+    return self._judged(asked, rollout, judging, work)
+
+  def _drawn_before(
+    self, drawn_with: Any, settle: Callable[[], None], more: bool
+  ) -> _Round:
+    """The rows that were asked ahead; the next ones are started before they are judged.
+
+    Where none were asked ahead they are drawn now.
+
+    Args:
+      more: whether there is a next step.
+    """
+    if self._ahead is None:
+      self._ahead = self._dispatched(drawn_with)
+    settle()
+    asked = self._fetched()
+    rollout = _rollout_of(asked, self._room)
+    self._left, self._ahead = self._leftover(asked, rollout), None
+    if more:
+      self._ahead = self._dispatched(drawn_with)
+    judging = Judging(self._pool, self._problems(asked), self._samples)
+    for q in _complete(rollout)[: self._wanted]:
+      own = rollouts.cut(rollout, [q])
+      judging.add(int(q), self._sampler.texts(self._sampler.completions(own)))
+    return self._judged(asked, rollout, judging, None)
+
+  def _dispatched(self, drawn_with: Any) -> tuple[Drawn, Rollout]:
+    asked, number = self._ask()
+    out = self._sampler.dispatch(
+      drawn_with, *self._of(self._problems(asked), number), **self._partial(asked)
+    )
+    return asked, out
+
+  def _fetched(self) -> Drawn:
+    """What was asked ahead, once it is drawn."""
+    asked, out = self._ahead
+    if out is not None:
+      rollout = self._sampler.fetch(out, self._room)
+      asked = asked.replace(
+        rows=_rows_of(rollout, np.arange(self._room)),
+        counts=rollout.counts,
+        weights_checksum=rollout.weights_checksum,
+      )
+      self._ahead = asked, None
+    return asked
+
+  def _ask(self) -> tuple[Drawn, int]:
+    """The groups that are left and behind them new ones; the number of the rollout."""
+    asked = self._left
+    if asked is None:
+      asked = Drawn(np.full(self._room, -1, np.int32), None, {}, None)
+    num_left = int((asked.place_Q >= 0).sum())
+    number, before = int(self._asked.rollouts) + 1, int(self._asked.problems)
+    place_Q = asked.place_Q.copy()
+    place_Q[num_left:] = self._asking.places(
+      self._room - num_left, num_asked=before, rollout=number
+    )
+    self._asked = Asked(
+      np.asarray(before + self._room - num_left, np.int32), np.asarray(number, np.int32)
+    )
+    return asked.replace(place_Q=place_Q), number
+
+  def _problems(self, asked: Drawn) -> list[Problem]:
+    return [self._asking.problem(int(place)) for place in asked.place_Q]
+
+  def _of(self, problems: Sequence[Problem], number: int) -> tuple:
+    """Prompts, problems and key of a rollout."""
+    root, purpose = self._key
+    prompts = [self._prompts[problem.id] for problem in problems]
+    return prompts, problems, prng.at(root, purpose, number)
+
+  def _partial(self, asked: Drawn) -> dict[str, Any]:
+    if not self._is_partial:
+      return {}
+    return {"begun": asked.rows, "wanted": self._wanted}
+
+  def _nothing_left(self) -> Drawn | None:
+    """Room for rows between two steps; None where there never are any."""
     if not (self._is_partial or self._lags):
       return None
     num_rows = self._room * self._samples
@@ -153,133 +382,16 @@ class Collector:
       key_BX=np.zeros((num_rows, *key_data.shape), key_data.dtype),
       has_key_B=np.zeros(num_rows, bool),
     )
-    zero = np.zeros((), np.int32)
     return Drawn(
       place_Q=np.full(self._room, -1, np.int32),
-      num_asked=zero,
       rows=rows,
-      counts=dict.fromkeys(decode.COUNTS, zero),
+      counts=dict.fromkeys(decode.COUNTS, np.zeros((), np.int32)),
       weights_checksum=np.zeros((), np.uint32),
     )
 
-  def held(self) -> Drawn | None:
-    """What a checkpoint must hold for the next step to be the same; None for nothing.
-
-    Waits for a rollout that is on its way.
-    """
-    if self._ahead is None:
-      return self._left
-    asked, out = self._ahead
-    if out is not None:
-      rollout = self._sampler.fetch(out, self._room)
-      asked = asked.replace(
-        rows=_rows_of(rollout, np.arange(self._room)),
-        counts=rollout.counts,
-        weights_checksum=rollout.weights_checksum,
-      )
-      self._ahead = asked, None
-    return asked
-
-  def take_up(self, held: Drawn) -> None:
-    """Goes on from what a checkpoint holds."""
-    held = jax.tree.map(np.asarray, held)
-    if self._lags:
-      self._ahead = held, None
-    else:
-      self._left = held
-
-  def __call__(
-    self, step: int, weights: Callable[[], Any], settle: Callable[[], None]
-  ) -> Collected:
-    """The rows of a step.
-
-    Args:
-      weights: makes what is drawn with.
-      settle: is called once the devices have something to do.
-    """
-    if self._lags:
-      return self._drawn_before(step, weights(), settle)
-    asked = self._ask(step, self._left)
-    problems = self._problems(asked)
-    judging = Judging(self._pool, problems, self._samples)
-    drawn_with = weights()
-    settle()
-    rollout = self._sampler(
-      drawn_with,
-      *self._of(problems, step),
-      **self._partial(asked),
-      on_complete=lambda q, ids: judging.add(q, self._sampler.texts(ids)),
-    )
-    work = limits.rollout_work(
-      self._run.machine,
-      self._run.model,
-      drawn_with,
-      [self._prompts[problem.id] for problem in problems],
-      rollout,
-      begun_B=asked.rows.length_B if self._is_partial else None,
-      cache=self._cache,
-    )
-    return self._collected(asked, rollout, judging, work)
-
-  def _drawn_before(
-    self, step: int, drawn_with: Any, settle: Callable[[], None]
-  ) -> Collected:
-    """The rows that were asked ahead; the next ones are started before they are judged.
-
-    The first step's are drawn now.
-    """
-    if self._ahead is None:
-      self._ahead = self._dispatched(step, self._left, drawn_with)
-    settle()
-    asked = self.held()
-    rollout = _rollout_of(asked, self._room)
-    self._left, self._ahead = self._leftover(asked, rollout), None
-    if step < self._num_steps:
-      self._ahead = self._dispatched(step + 1, self._left, drawn_with)
-    judging = Judging(self._pool, self._problems(asked), self._samples)
-    for q in _complete(rollout)[: self._wanted]:
-      own = rollouts.cut(rollout, [q])
-      judging.add(int(q), self._sampler.texts(self._sampler.completions(own)))
-    return self._collected(asked, rollout, judging, None)
-
-  def _dispatched(
-    self, step: int, left: Drawn, drawn_with: Any
-  ) -> tuple[Drawn, Rollout]:
-    asked = self._ask(step, left)
-    out = self._sampler.dispatch(
-      drawn_with, *self._of(self._problems(asked), step), **self._partial(asked)
-    )
-    return asked, out
-
-  def _ask(self, step: int, left: Drawn | None) -> Drawn:
-    """The groups that are left, and behind them new ones."""
-    if left is None:
-      start = (step - 1) * self._room
-      place_Q, num_asked = np.arange(start, start + self._room), start + self._room
-      return Drawn(place_Q, np.asarray(num_asked), None, {}, None)
-    num_left = int((left.place_Q >= 0).sum())
-    num_asked = int(left.num_asked) + self._room - num_left
-    place_Q = left.place_Q.copy()
-    place_Q[num_left:] = np.arange(int(left.num_asked), num_asked)
-    return left.replace(place_Q=place_Q, num_asked=np.asarray(num_asked, np.int32))
-
-  def _problems(self, asked: Drawn) -> list[Problem]:
-    return [self._order.item(int(place)) for place in asked.place_Q]
-
-  def _of(self, problems: Sequence[Problem], step: int) -> tuple:
-    """Prompts, problems and key of a rollout."""
-    root, purpose = self._key
-    prompts = [self._prompts[problem.id] for problem in problems]
-    return prompts, problems, prng.at(root, purpose, step)
-
-  def _partial(self, asked: Drawn) -> dict[str, Any]:
-    if not self._is_partial:
-      return {}
-    return {"begun": asked.rows, "wanted": self._wanted}
-
   def _leftover(self, asked: Drawn, rollout: Rollout) -> Drawn | None:
     """What goes on in the next rollout: all groups but the first complete ones."""
-    nothing = self.nothing()
+    nothing = self._nothing_left()
     if nothing is None:
       return None
     chosen = set(_complete(rollout)[: self._wanted].tolist())
@@ -294,34 +406,74 @@ class Collector:
 
     return nothing.replace(
       place_Q=place_Q,
-      num_asked=asked.num_asked,
       rows=jax.tree.map(laid, nothing.rows, _rows_of(rollout, left)),
     )
 
-  def _collected(
+  def _judged(
     self,
     asked: Drawn,
     rollout: Rollout,
     judging: Judging,
     work: limits.Work | None,
-  ) -> Collected:
-    chosen = _complete(rollout)[: self._wanted]
-    if not self._lags:
-      self._left = self._leftover(asked, rollout)
+  ) -> _Round:
+    groups = _complete(rollout)[: self._wanted]
     with self._run.clock("reward"):
       parts_QG, judged = judging.result()
-    every = self._problems(asked)
-    problems = [every[q] for q in chosen]
-    own = rollouts.cut(rollout, chosen)
+    correct_QG = parts_QG["accuracy"][groups]
+    self._asking.judged(asked.place_Q[groups], correct_QG)
+    return _Round(
+      problems=self._problems(asked),
+      rollout=rollout,
+      groups=groups,
+      keep_Q=self._keep(correct_QG),
+      parts_QG=parts_QG,
+      judged=judged,
+      work=work,
+    )
+
+  def _collected(self, rounds: Sequence[_Round]) -> Collected:
+    """All groups, those that the filter keeps first."""
+    pieces = [(one, one.groups[one.keep_Q]) for one in rounds]
+    num_kept = sum(len(groups) for _, groups in pieces)
+    pieces += [(one, one.groups[~one.keep_Q]) for one in rounds]
+    pieces = [(one, groups) for one, groups in pieces if len(groups)]
+    problems = [one.problems[q] for one, groups in pieces for q in groups]
+    rollout = _joined([rollouts.cut(one.rollout, groups) for one, groups in pieces])
+    rollout = rollout.replace(
+      counts={
+        name: sum(int(one.rollout.counts[name]) for one in rounds)
+        for name in decode.COUNTS
+      }
+    )
+    seen = {
+      f"verifier/{what}": sum(one.judged[what] for one in rounds)
+      for what in ("timeouts", "crashes", "errors")
+    } | self._pool.seen()
+    if self._left is not None:
+      seen["rollout/groups_left"] = self._room - len(rounds[-1].groups)
+    if self._filters:
+      seen["filter/rounds"] = len(rounds)
+      seen["filter/asked"] = len(problems)
+      seen["filter/dropped"] = len(problems) - num_kept
+      seen["filter/missing"] = max(self._wanted - num_kept, 0)
+      seen["filter/drawn_tokens"] = int(rollout.length_B.sum())
+    work = None
+    if not self._lags:
+      work = limits.Work(
+        sum(one.work.tokens for one in rounds), sum(one.work.least_s for one in rounds)
+      )
     return Collected(
       problems=problems,
       prompts=[self._prompts[problem.id] for problem in problems],
-      rollout=own,
-      texts=self._sampler.texts(self._sampler.completions(own)),
-      parts_QG={name: part_QG[chosen] for name, part_QG in parts_QG.items()},
-      judged=judged,
-      num_asked=int(asked.num_asked),
-      num_left=self._room - len(chosen),
+      rollout=rollout,
+      texts=self._sampler.texts(self._sampler.completions(rollout)),
+      parts_QG={
+        name: np.concatenate([one.parts_QG[name][groups] for one, groups in pieces])
+        for name in self._pool.names
+      },
+      num_trained=min(num_kept, self._wanted),
+      seen=seen,
+      num_asked=int(self._asked.problems),
       work=work,
     )
 
@@ -330,6 +482,20 @@ def _complete(rollout: Rollout) -> np.ndarray:
   """Numbers of the prompts with all samples."""
   done_QG = np.asarray(rollout.done_B).reshape(rollout.num_prompts, -1)
   return np.flatnonzero(done_QG.all(axis=1))
+
+
+def _joined(parts: Sequence[Rollout]) -> Rollout:
+  """The rows of all; counts and checksum are those of the first."""
+  first = parts[0]
+  if len(parts) == 1:
+    return first
+  whole = {"counts": None, "weights_checksum": None, "num_prompts": 0}
+  rows = [part.replace(**whole) for part in parts]
+  return jax.tree.map(lambda *leaves: np.concatenate(leaves), *rows).replace(
+    counts=first.counts,
+    weights_checksum=first.weights_checksum,
+    num_prompts=sum(part.num_prompts for part in parts),
+  )
 
 
 def _rows_of(rollout: Rollout, prompts: np.ndarray) -> decode.Begun:

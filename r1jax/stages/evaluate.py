@@ -11,82 +11,81 @@ from r1jax.data import templates
 from r1jax.evals.intervals import clustered_interval
 from r1jax.rewards.combine import combine
 from r1jax.rewards.pool import RewardPool
+from r1jax.stages import model_part
 from r1jax.stages.rollouts import Judging, Sampler, records
 from r1jax.stages.run import Run
 from r1jax.stages.trainable import Trainable
 from r1jax.types import Problem
+
+_CONTROLS = ("temperature", "top_p", "repetition_penalty", "min_tokens")
+
+
+def sampler_of(
+  run: Run, config: Mapping[str, Any], sets: Mapping[str, Sequence[Problem]]
+) -> Sampler:
+  """What held-out problems are answered with.
+
+  Args:
+    config: all settings of a stage; those of `eval` are read.
+    sets: name -> problems, one at least.
+  """
+  own = config["eval"]
+  return Sampler(
+    run,
+    Trainable.of(run, config),
+    prompts=min(own["batch"], max(map(len, sets.values()))),
+    samples=own["samples"],
+    prompt_length=config["rollout"]["prompt_length"],
+    max_tokens=own["max_tokens"],
+    slots=own["slots"],
+    stop_strings=own["stop_strings"],
+    controls={key: own[key] for key in _CONTROLS},
+    section="eval",
+  )
 
 
 class Evaluation:
   """Answers to sets of problems, judged like the training's.
 
   Args:
+    config: all settings of the stage.
     sets: name -> problems.
-    trainable, frozen: what the weights are made of, beside the trained tree.
+    sampler: what `sampler_of` made.
+    frozen: what the weights are made of, beside the trained tree.
     held_frozen: what `Sampler.hold` made of `frozen`, by a sampler without quantized
       weights; None makes it.
-    template: settings of `templates.encode`, and `prompt_length`.
-    weights: of the reward parts, for the totals in the samples.
-    batch: problems answered by one call; the last is filled up.
-    samples: answers per problem. `temperature` 0 is greedy, and then 1 is enough.
   """
 
   def __init__(
     self,
     run: Run,
     stage: str,
+    config: Mapping[str, Any],
     sets: Mapping[str, Sequence[Problem]],
+    sampler: Sampler,
     *,
-    trainable: Trainable,
     frozen: Any | None,
     held_frozen: Any | None,
-    template: Mapping[str, Any],
     pool: RewardPool,
-    weights: Mapping[str, float],
-    prompt_length: int,
-    max_tokens: int,
-    batch: int,
-    slots: int,
-    samples: int = 1,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    repetition_penalty: float = 1.0,
-    min_tokens: int = 0,
-    stop_strings: Sequence[str] = (),
   ):
     self._run = run
     self._stage = stage
     self._pool = pool
-    self._weights = dict(weights)
-    self._samples = samples
+    # Totals of evaluations are of what text alone decides.
+    weights = config["reward"]["weights"]
+    self._weights = {k: v for k, v in weights.items() if k != model_part.NAME}
+    self._samples = config["eval"]["samples"]
+    length = config["rollout"]["prompt_length"]
     self._sets = {
       name: (
         list(problems),
-        templates.encode(problems, run.tokenizer, length=prompt_length, **template),
+        templates.encode(problems, run.tokenizer, length=length, **config["template"]),
       )
       for name, problems in sets.items()
     }
-    largest = max(map(len, sets.values()))
-    self._batch = min(batch, largest)
-    self._sampler = Sampler(
-      run,
-      trainable,
-      prompts=self._batch,
-      samples=samples,
-      prompt_length=prompt_length,
-      max_tokens=max_tokens,
-      slots=slots,
-      controls={
-        "temperature": temperature,
-        "top_p": top_p,
-        "repetition_penalty": repetition_penalty,
-        "min_tokens": min_tokens,
-      },
-      stop_strings=stop_strings,
-    )
-    if held_frozen is None:
-      held_frozen = self._sampler.hold(frozen)
-    self._held_frozen = held_frozen
+    self._batch = sampler.num_prompts
+    self._sampler = sampler
+    self._held_frozen = sampler.hold(frozen) if held_frozen is None else held_frozen
 
   def __call__(self, trained: Any, step: int) -> dict[str, float]:
     """`eval/<set>/...` of every set; the answers go to samples/<stage>/."""

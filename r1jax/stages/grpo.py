@@ -1,48 +1,52 @@
-"""Reinforcement learning by GRPO, from rollout to update.
+"""Reinforcement learning from rewards, from rollout to update: GRPO and its relatives.
 
-A step asks Q problems G times each, judges the answers, compares every answer with its
-group, and updates the policy on mini-batches of the rollout. Held-out problems are
-answered before the first step, and every `config.eval.every` steps.
+A step asks Q problems G times each, judges the answers, makes advantages of what they
+were given, and updates the policy on mini-batches of the rollout, with PPO a critic
+too. Which algorithm that is, is said by the settings; `objectives.recipes` names those
+of papers. Held-out problems are answered before the first step, and every
+`config.eval.every` steps.
 
-Letters: Q problems, G samples per problem, B = Q * G rows of the rollout; of the update
-M microbatches, B rows in each, L tokens in a row.
+Letters: Q problems, G samples per problem.
 """
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from r1jax import limits, metrics, prng, sharding
-from r1jax.data import decontamination, problems, stream, templates
+from r1jax import metrics
+from r1jax.data import stream, templates
 from r1jax.errors import InputError, one_of
-from r1jax.models import quantized
-from r1jax.objectives import reduce
-from r1jax.objectives.advantages import group_advantages
-from r1jax.rewards.combine import choose_parts, combine
 from r1jax.rewards.pool import RewardPool
-from r1jax.sampling import logits
-from r1jax.stages import collect
+from r1jax.stages import (
+  advantages,
+  asking,
+  collect,
+  evaluate,
+  learn,
+  model_part,
+  reference,
+  sets,
+)
 from r1jax.stages.collect import Collector
-from r1jax.stages.evaluate import Evaluation
-from r1jax.stages.rollouts import Sampler, experts_of, records
+from r1jax.stages.critic import Critic
+from r1jax.stages.greedy import Greedy
+from r1jax.stages.learn import Answers, Learner, abstract_everywhere, on_devices
+from r1jax.stages.model_part import ModelPart
+from r1jax.stages.rollouts import Sampler, cut, experts_of, records
 from r1jax.stages.run import Run, Stage
 from r1jax.stages.trainable import Trainable
 from r1jax.training import experts
-from r1jax.training import state as states
-from r1jax.training import step as steps
-from r1jax.training.logprobs import TokenScores, token_logprobs
-from r1jax.training.minibatches import minibatches, room
-from r1jax.training.policy import policy_loss, scored
-from r1jax.types import Experience, Problem, Statistic, TokenRows
+from r1jax.training.minibatches import room
+from r1jax.types import Problem
 
-_CONTROLS = ("temperature", "top_k", "top_p", "min_p")
 _TRUNCATED_WARNING = 0.2
+CURRICULA = ("none", "pass_rate")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,17 +55,25 @@ class Prepared:
 
   Attributes:
     train_set: all problems to train on.
-    order: those of each step.
+    asking: those of each rollout.
     prompts: problem id -> token ids.
     eval_sets: name -> problems.
     layout: where each answer goes in an update, settings of `room`.
+    sampler, eval_sampler: what the stage draws and is evaluated with; None for no sets.
+    greedy, critic: of the estimators that need them.
+    pool: judges answers; its processes are started when they are needed.
   """
 
   train_set: Sequence[Problem]
-  order: stream.Stream[Problem]
+  asking: asking.Asking
   prompts: Mapping[str, list[int]]
   eval_sets: Mapping[str, Sequence[Problem]]
   layout: Mapping[str, int]
+  sampler: Sampler
+  eval_sampler: Sampler | None
+  greedy: Greedy | None
+  critic: Critic | None
+  pool: RewardPool
 
 
 def prepare_grpo(run: Run, name: str, config: Mapping[str, Any]) -> Prepared:
@@ -72,6 +84,8 @@ def prepare_grpo(run: Run, name: str, config: Mapping[str, Any]) -> Prepared:
       f"config.rollout.temperature={rollout['temperature']}: must be above 0; equal "
       "answers teach nothing"
     )
+  if training["epochs"] < 1:
+    raise InputError(f"config.training.epochs={training['epochs']}: must be 1 or more")
   layout = {
     "parts": training["minibatches"],
     "rows": training["rows"],
@@ -81,11 +95,16 @@ def prepare_grpo(run: Run, name: str, config: Mapping[str, Any]) -> Prepared:
   }
   room(rollout["prompts"] * rollout["group_size"], **layout)
   Trainable.of(run, config).check(config)
-  collect.check(config)
-  one_of(rollout["weights"], quantized.WEIGHTS, key="config.rollout.weights")
-  one_of(rollout["cache"], quantized.CACHES, key="config.rollout.cache")
+  for part in (collect, advantages, reference, asking, learn):
+    part.check(config)
+  model_part.check(run, config)
   experts.check(run.model, **config["moe"])
-  train_set, eval_sets = load(run, name, config)
+  sampler = collect.sampler_of(run, config)
+  estimator = config["advantage"]["estimator"]
+  greedy = Greedy(run, config) if estimator == "remax" else None
+  critic = Critic(run, config) if estimator == "gae" else None
+  train_set, eval_sets = sets.load(run, name, config)
+  eval_sampler = evaluate.sampler_of(run, config, eval_sets) if eval_sets else None
   encode = functools.partial(
     templates.encode,
     tokenizer=run.tokenizer,
@@ -96,10 +115,35 @@ def prepare_grpo(run: Run, name: str, config: Mapping[str, Any]) -> Prepared:
   prompts = dict(zip(ids, encode(train_set), strict=True))
   for held_out in eval_sets.values():
     encode(held_out)
-  order = stream.Stream(
-    train_set, batch=rollout["prompts"], seed=run.seed, key="config.rollout.prompts"
+  return Prepared(
+    train_set=train_set,
+    asking=asked_by(run, name, config, train_set),
+    prompts=prompts,
+    eval_sets=eval_sets,
+    layout=layout,
+    sampler=sampler,
+    eval_sampler=eval_sampler,
+    greedy=greedy,
+    critic=critic,
+    pool=sets.reward_pool(config, [*train_set, *itertools.chain(*eval_sets.values())]),
   )
-  return Prepared(train_set, order, prompts, eval_sets, layout)
+
+
+def asked_by(
+  run: Run, name: str, config: Mapping[str, Any], train_set: Sequence[Problem]
+) -> asking.Asking:
+  """What a stage's `curriculum` asks for."""
+  order = stream.Stream(
+    train_set,
+    batch=config["rollout"]["prompts"],
+    seed=run.seed,
+    key="config.rollout.prompts",
+  )
+  kind = one_of(config["curriculum"]["kind"], CURRICULA, key="config.curriculum.kind")
+  if kind == "none":
+    return asking.InOrder(order)
+  how = {key: config["curriculum"][key] for key in ("decay", "floor")}
+  return asking.ByPassRate(train_set, seed=run.seed, name=name, **how)
 
 
 def train_grpo(
@@ -107,320 +151,149 @@ def train_grpo(
 ) -> None:
   """Walks `num_steps` rollouts and their updates; leaves a checkpoint of the last.
 
-  Config: `data` and `eval.sets` (`data.problems.load_problems`), `template`, `init` (a
-  stage, or "" for `config.model`), `num_steps`, `rollout`, `reward`, `advantage`,
-  `truncated`, `loss`, `moe`, `lora`, `reference`, `optim` and `training`; `configs/`
-  explains them.
+  Config: `data` and `eval.sets` (`data.problems.load_problems`), `init` (a stage, or ""
+  for `config.model`), `num_steps`, and the sections that `configs/common.py` explains.
   """
-  rollout_config, loss_config = config["rollout"], config["loss"]
-  trainable = Trainable.of(run, config)
-  optimizer, rate = trainable.optimizer(config["optim"])
-  specs = trainable.specs
-  shardings = states.state_shardings(specs, optimizer, run.partition, np.float32)
-  batch_sharding = run.partition.sharding(None, "batch")
-  has_reference = loss_config["kl_coef"] != 0
-  sampler = Sampler(
-    run,
-    trainable,
-    prompts=rollout_config["prompts"] + rollout_config["oversample"],
-    samples=rollout_config["group_size"],
-    prompt_length=rollout_config["prompt_length"],
-    max_tokens=rollout_config["max_tokens"],
-    slots=rollout_config["slots"],
-    stop_strings=rollout_config["stop_strings"],
-    draft=rollout_config["draft"],
-    draft_tokens=rollout_config["draft_tokens"],
-    weights=rollout_config["weights"],
-    cache=rollout_config["cache"],
-    controls={key: rollout_config[key] for key in _CONTROLS},
-    record_experts=config["moe"]["replay"],
-  )
-  score = steps.make_score(
-    functools.partial(scores_alone, run, config), shardings.params, batch_sharding
-  )
-  update = steps.make_update(
-    functools.partial(loss, run, config),
-    optimizer,
-    shardings,
-    batch_sharding,
-    bias_rate=config["moe"]["bias_rate"],
-  )
-  with_old = jax.jit(
-    functools.partial(scored, importance_cap=loss_config["importance_cap"])
-  )
-  copy = jax.jit(
-    lambda params: jax.tree.map(jnp.copy, params), out_shardings=shardings.params
-  )
-  abstract = states.abstract_state(specs, optimizer, run.partition, np.float32)
-  held = {"train": abstract} | ({"ref": abstract.params} if has_reference else {})
+  num_prompts, group_size = (config["rollout"][k] for k in ("prompts", "group_size"))
+  sampler = prepared.sampler
+  learner = Learner(run, name, config, prepared.layout, prepared.critic)
+  by_model = ModelPart(run, config)
 
   with (
-    reward_pool(config["reward"]) as pool,
+    prepared.pool as pool,
     Stage(run, name, num_steps=config["num_steps"]) as stage,
   ):
     collector = Collector(
-      run,
-      name,
-      sampler,
-      pool,
-      prepared.order,
-      prepared.prompts,
-      rollout_config,
-      num_steps=config["num_steps"],
+      run, name, sampler, pool, prepared.asking, prepared.prompts, config
     )
-    everywhere = run.partition.sharding()
-    if (drawn := collector.nothing()) is not None:
-      held["drawn"] = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
-        drawn,
-      )
-    state = stage.take_up(held)
-    if state is None:
-      params = trainable.fresh(name, config["init"])
-      state = {"train": states.state_of(params, specs, optimizer, run.partition)}
-      if has_reference:
-        state["ref"] = copy(params)
-    train, ref_params = state["train"], state.get("ref")
-    if "drawn" in state:
-      collector.take_up(state["drawn"])
-    frozen = trainable.frozen(config["init"])
-    held_frozen = sampler.hold(frozen)
-    trainable.announce(name)
+    state = stage.take_up(
+      learner.abstract() | abstract_everywhere(collector.held(), run)
+    )
+    learner.begin(state)
+    collector.take_up(state or {}, stage.first_step)
+    held_frozen = sampler.hold(learner.frozen)
     pool.warm(prepared.train_set)
     evaluation = None
     if prepared.eval_sets:
-      evaluation = Evaluation(
+      evaluation = evaluate.Evaluation(
         run,
         name,
+        config,
         prepared.eval_sets,
-        trainable=trainable,
-        frozen=frozen,
-        held_frozen=None if rollout_config["weights"] else held_frozen,
-        template=config["template"],
+        prepared.eval_sampler,
+        frozen=learner.frozen,
+        held_frozen=None if config["rollout"]["weights"] else held_frozen,
         pool=pool,
-        weights=config["reward"]["weights"],
-        prompt_length=rollout_config["prompt_length"],
-        **{k: v for k, v in config["eval"].items() if k not in ("every", "sets")},
       )
       if stage.first_step == 1:
-        params = train.params
+        params = learner.train.params
         stage.evaluation(0, functools.partial(evaluation, params, 0))
 
     for step in stage.steps():
       with run.clock("rollout"):
-        collected = collector(
-          step,
-          functools.partial(sampler.weights, train.params, held_frozen),
-          stage.settle,
-        )
-        asked, prompts, texts = collected.problems, collected.prompts, collected.texts
-        rollout, parts_QG = collected.rollout, collected.parts_QG
-        completions = sampler.completions(rollout)
-        work = {} if collected.work is None else {"rollout": collected.work}
+        weights = functools.partial(sampler.weights, learner.train.params, held_frozen)
+        collected = collector(step, weights, stage.settle)
+        greedy_Q = None
+        if prepared.greedy is not None:
+          greedy_Q = prepared.greedy(
+            pool,
+            weights(),
+            collected.problems[:num_prompts],
+            collected.prompts[:num_prompts],
+            by_model,
+          )
 
       with run.clock("reward"):
-        reward_QG = combine(
-          parts_QG, config["reward"]["weights"], normalise=config["reward"]["normalise"]
+        everything = collected.rollout
+        judged = advantages.rewards(
+          config,
+          by_model(
+            collected.parts_QG, collected.problems, sampler.completions(everything)
+          ),
+          everything.length_B.reshape(-1, group_size),
+          everything.stopped_B.reshape(-1, group_size),
         )
-        cut_QG = (~rollout.stopped_B).reshape(reward_QG.shape)
-        shaped_QG, trained_QG = reduce.apply_truncated(
-          reward_QG,
-          cut_QG,
-          truncated=config["truncated"]["kind"],
-          penalty=config["truncated"]["penalty"],
+        reward_QG, trained_QG = (
+          x[:num_prompts] for x in (judged.taken_QG, judged.trained_QG)
         )
-        advantage_QG = group_advantages(shaped_QG, **config["advantage"])
+        fills_Q1 = np.arange(num_prompts)[:, None] >= collected.num_trained
 
       with run.clock("pack"):
-        batches = minibatches(
-          order=shuffled(run, name, step, len(texts)),
+        rollout = cut(everything, range(num_prompts))
+        prompts = collected.prompts[:num_prompts]
+        answers = Answers(
           prompts=prompts,
-          prompt_of=np.repeat(np.arange(len(prompts)), rollout_config["group_size"]),
-          completions=completions,
+          completions=sampler.completions(rollout),
           logp=[rollout.logp_BT[row, :n] for row, n in enumerate(rollout.length_B)],
-          advantage=advantage_QG.reshape(-1),
-          trained=trained_QG.reshape(-1),
-          **prepared.layout,
-          reduction=loss_config["reduction"],
-          length_constant=loss_config["length_constant"],
+          trained_QG=np.where(fills_Q1, 0, trained_QG),
           experts=experts_of(rollout, prompts),
         )
+        batches = learner.pack(answers, step, tokens={})
         padding = np.mean([batch.waste for batch in batches])
-        forward = limits.forward_work(
-          run.machine, run.model, [batch.experience.rows for batch in batches]
-        )
-        work["update"] = forward.times(trainable.update_passes)
-        if num_scores := (len(batches) > 1) + has_reference:
-          work["score"] = forward.times(num_scores)
-      statistics: list[Mapping[str, Statistic]] = []
+        work = learner.work(batches)
+        if collected.work is not None:
+          work["rollout"] = collected.work
+
       with run.clock("score"):
-        for batch in batches:
-          rows = batch.experience = sharding.place(batch.experience, batch_sharding)
-          if len(batches) > 1:
-            scores = score(train.params, frozen, rows.rows, batch.count)
-            batch.experience, seen = with_old(scores, rows)
-            statistics.append(seen)
-          if has_reference:
-            scores = score(ref_params, frozen, rows.rows, batch.count)
-            batch.experience = batch.experience.replace(logp_ref_BL=scores.logp_BL)
+        tokens, statistics = learner.score(batches)
+        made, seen = learner.advantages(batches, answers, tokens, reward_QG, greedy_Q)
         # Only so that the clock tells scoring and update apart.
         jax.block_until_ready([batch.experience for batch in batches])
+
       with run.clock("update"):
-        learning_rate = rate((step - 1) * len(batches))
-        for batch in batches:
-          train, more = update(
-            train, frozen, batch.experience, batch.count, batch.denominator
-          )
-          statistics.append(more)
-        refresh_every = config["reference"]["refresh_every"]
-        if has_reference and refresh_every > 0 and step % refresh_every == 0:
-          ref_params = copy(train.params)
+        learning_rate = learner.rate((step - 1) * learner.updates)
+        statistics += learner.update(step, batches, answers, tokens, made)
         # While the devices compute.
+        advantage_QG = np.full(judged.total_QG.shape, np.nan)
+        advantage_QG[:num_prompts] = made.mean_B.reshape(-1, group_size)
         lines = records(
           run,
           step=step,
           stage=name,
-          problems=asked,
-          prompts=prompts,
-          texts=texts,
-          rollout=rollout,
-          parts_QG=parts_QG,
-          total_QG=reward_QG,
+          problems=collected.problems,
+          prompts=collected.prompts,
+          texts=collected.texts,
+          rollout=everything,
+          parts_QG=judged.parts_QG,
+          total_QG=judged.total_QG,
           advantage_QG=advantage_QG,
         )
         stage.sample(step, lines[0])
         if run.is_main:
           metrics.write_samples(run.workdir, name, "train", step, lines)
-          warn_truncated(step, cut_QG.mean())
+          warn_truncated(step, judged.cut_QG.mean())
 
-      state = {"train": train} | ({"ref": ref_params} if has_reference else {})
-      if (drawn := collector.held()) is not None:
-        state["drawn"] = sharding.place(drawn, everywhere)
       every = config["eval"]["every"]
       due = step == config["num_steps"] or (every > 0 and step % every == 0)
+      counts = everything.counts
       stage.end_step(
         step,
         {
-          "reward/total": reward_QG.mean(),
-          **{f"reward/{part}": value.mean() for part, value in parts_QG.items()},
-          **{
-            f"verifier/{what}": collected.judged[what]
-            for what in ("timeouts", "crashes", "errors")
-          },
-          "rollout/length_mean": rollout.length_B.mean(),
-          "rollout/truncated": cut_QG.mean(),
-          "rollout/idle_slot_steps": rollout.counts["idle_slot_steps"],
-          "rollout/idle_share": rollout.counts["idle_slot_steps"]
-          / max(rollout.counts["slot_steps"], 1),
-          **draft_metrics(rollout.counts),
-          **({"rollout/groups_left": collected.num_left} if "drawn" in held else {}),
-          "rollout/prefill_tokens": rollout.counts["prefill_tokens"],
-          "rollout/weights_checksum": rollout.weights_checksum,
-          **group_metrics(parts_QG["accuracy"]),
+          "reward/total": judged.total_QG.mean(),
+          **{f"reward/{key}": value.mean() for key, value in judged.parts_QG.items()},
+          **collected.seen,
+          **seen,
+          "rollout/length_mean": everything.length_B.mean(),
+          "rollout/truncated": judged.cut_QG.mean(),
+          "rollout/idle_slot_steps": counts["idle_slot_steps"],
+          "rollout/idle_share": counts["idle_slot_steps"]
+          / max(counts["slot_steps"], 1),
+          **draft_metrics(counts),
+          "rollout/prefill_tokens": counts["prefill_tokens"],
+          "rollout/weights_checksum": everything.weights_checksum,
+          **group_metrics(judged.parts_QG["accuracy"]),
           "optim/lr": learning_rate,
           "data/epoch": collected.num_asked / len(prepared.train_set),
           "pack/waste": padding,
         },
-        state,
+        learner.state() | on_devices(collector.held(), run),
         statistics=statistics,
         work=work,
-        evaluate=functools.partial(evaluation, train.params, step)
+        evaluate=functools.partial(evaluation, learner.train.params, step)
         if evaluation is not None and due
         else None,
         is_donated=False,
       )
-
-
-def load(
-  run: Run, name: str, config: Mapping[str, Any]
-) -> tuple[Sequence[Problem], dict[str, Sequence[Problem]]]:
-  """Problems to train on, and sets to evaluate on that share none of their text."""
-  eval_sets = {
-    key: problems.load_problems(**value)
-    for key, value in config["eval"]["sets"].items()
-  }
-  train_set = problems.load_problems(**config["data"])
-  said = [f"{name}: {train_set.name} {_counts(train_set.counts)}"]
-  said += [f"{key} {_counts(value.counts)}" for key, value in eval_sets.items()]
-  kept: Sequence[Problem] = train_set
-  if config["decontaminate"]:
-    held_out = [problem for one in eval_sets.values() for problem in one]
-    kept, found = decontamination.decontaminate(
-      train_set, held_out, n=config["decontaminate"]
-    )
-    said.append(f"decontamination dropped {found.count}")
-    if not kept:
-      raise InputError(
-        f"all {len(train_set)} problems share {config['decontaminate']} words with an "
-        f"evaluation set, for instance {found.examples[0]}; look at config.data, or "
-        "raise config.decontaminate (0 is off)"
-      )
-  run.say("; ".join(said))
-  return kept, eval_sets
-
-
-def _counts(counts: Mapping[str, int]) -> str:
-  lost = [f"{key.replace('_', ' ')} {n}" for key, n in counts.items() if n]
-  return f"({', '.join(lost)})"
-
-
-def reward_pool(config: Mapping[str, Any]) -> RewardPool:
-  """Judges the parts with a weight, and those that every evaluation shows."""
-  names = dict.fromkeys([*config["weights"], "accuracy", "format"])
-  limits = ("num_workers", "timeout_s", "batch_timeout_s", "memory_limit_mb")
-  return RewardPool(
-    choose_parts(names, target_language=config["language"]),
-    **{key: config[key] for key in limits},
-  )
-
-
-def shuffled(run: Run, name: str, step: int, rows: int) -> np.ndarray:
-  """The order in which rows of a rollout are dealt to mini-batches."""
-  seed = prng.host_seed(run.seed, f"{name}/shuffle", step)
-  return np.random.default_rng(seed).permutation(rows)
-
-
-def score_rows(
-  run: Run,
-  config: Mapping[str, Any],
-  params: Any,
-  frozen: Any,
-  rows: TokenRows,
-  *,
-  balance: bool = False,
-) -> TokenScores:
-  """Log-probs of a microbatch under the distribution that it was drawn from."""
-  sampling = {key: config["rollout"][key] for key in _CONTROLS}
-  return token_logprobs(
-    run.model,
-    Trainable.of(run, config).policy(params, frozen),
-    rows,
-    temperature=sampling["temperature"],
-    shape_logits=logits.shaper(**sampling),
-    remat=config["training"]["remat"],
-    balance=balance,
-    partition=run.partition,
-  )
-
-
-def scores_alone(
-  run: Run, config: Mapping[str, Any], params: Any, frozen: Any, rows: TokenRows
-) -> TokenScores:
-  """Without where tokens went, which only the loss needs."""
-  return score_rows(run, config, params, frozen, rows).replace(routed=None)
-
-
-def loss(
-  run: Run,
-  config: Mapping[str, Any],
-  params: Any,
-  frozen: Any,
-  experience: Experience,
-) -> tuple[jax.Array, dict[str, Statistic]]:
-  coef = config["moe"]["balance_coef"]
-  scores = score_rows(run, config, params, frozen, experience.rows, balance=coef != 0)
-  total, seen = policy_loss(scores, experience, balance_coef=coef, **config["loss"])
-  return total, seen | experts.loads(run.model, scores, experience.rows)
 
 
 def group_metrics(accuracy_QG: np.ndarray) -> dict[str, float]:

@@ -17,16 +17,20 @@ import jax
 import jax.numpy as jnp
 
 from r1jax import optim, prng, trees
-from r1jax.data import examples, problems, templates
+from r1jax.data import examples, judged, problems, templates
 from r1jax.data import tokenizer as tokenizers
 from r1jax.errors import InputError, nearest, one_of
 from r1jax.models import parameters
 from r1jax.models.config import ModelConfig, changed
 from r1jax.models.presets import PRESETS
-from r1jax.objectives.advantages import group_advantages
-from r1jax.objectives.grpo import grpo
+from r1jax.objectives.corrections import importance
+from r1jax.objectives.policy_gradient import policy_gradient
 from r1jax.sharding import Partition
+from r1jax.stages.distill import prepare_distill, train_distill
+from r1jax.stages.expert import prepare_expert, train_expert
 from r1jax.stages.grpo import prepare_grpo, train_grpo
+from r1jax.stages.preference import prepare_preference, train_preference
+from r1jax.stages.reward_model import prepare_reward_model, train_reward_model
 from r1jax.stages.sft import prepare_sft, train_sft
 from r1jax.training import state as states
 from r1jax.weights import paths
@@ -59,8 +63,21 @@ def keywords(function: Callable, *, without: Sequence[str] = ()) -> dict[str, bo
 _TEMPLATE = keywords(templates.encode, without=("length",))
 _OPTIM = keywords(optim.make_optimizer)
 _LORA = dict.fromkeys(("rank", "alpha", "paths"), True)
+_ROLLOUT = (
+  *("prompts", "group_size", "prompt_length", "max_tokens", "slots", "temperature"),
+  *("top_k", "top_p", "min_p", "stop_strings", "draft", "draft_tokens"),
+  *("weights", "cache"),
+)
+_REWARD = (
+  *("weights", "format", "language", "repetition_ngram", "judge", "code"),
+  *("num_workers", "timeout_s", "batch_timeout_s", "memory_limit_mb"),
+)
+_EVAL = (
+  *("sets", "max_tokens", "batch", "slots", "samples", "temperature", "top_p"),
+  *("repetition_penalty", "min_tokens", "stop_strings"),
+)
 # What each section of a stage may hold, and whether it must.
-SECTIONS: dict[str, dict[str, dict[str, bool]]] = {
+SECTIONS: dict[str, dict[str, dict[str, Any]]] = {
   "sft": {
     "examples": keywords(examples.load_examples),
     "template": _TEMPLATE,
@@ -71,47 +88,100 @@ SECTIONS: dict[str, dict[str, dict[str, bool]]] = {
       ("rows", "microbatches", "row_length", "remat", "mtp_coef"), True
     ),
   },
+  "preference": {
+    "data": keywords(judged.load_judged, without=("objective",)),
+    "template": _TEMPLATE,
+    "loss": {"kind": True, "beta": False, "gamma": False, "nll_coef": False},
+    "optim": _OPTIM,
+    "moe": dict.fromkeys(("balance_coef", "bias_rate"), True),
+    "lora": _LORA,
+    "training": dict.fromkeys(("rows", "microbatches", "row_length", "remat"), True),
+  },
+  "reward_model": {
+    "data": keywords(judged.load_judged, without=("objective",))
+    | dict.fromkeys(("held_out", "balance_lengths"), True),
+    "template": _TEMPLATE,
+    "optim": _OPTIM,
+    "moe": {"balance_coef": True},
+    "lora": _LORA,
+    "eval": {"every": True},
+    "training": dict.fromkeys(("batch", "rows", "row_length", "remat"), True),
+  },
+  "expert": {
+    "data": keywords(problems.load_problems),
+    "eval": dict.fromkeys(_EVAL, True),
+    "template": _TEMPLATE,
+    "rollout": dict.fromkeys(_ROLLOUT, True),
+    "reward": dict.fromkeys(_REWARD, True),
+    "keep": dict.fromkeys(("set", "part", "threshold", "per_problem"), True),
+    "tags": dict.fromkeys(("good", "bad"), True),
+    "moe": dict.fromkeys(("balance_coef", "bias_rate"), True),
+    "lora": _LORA,
+    "optim": _OPTIM,
+    "training": dict.fromkeys(
+      ("rows", "microbatches", "row_length", "remat", "mtp_coef"), True
+    ),
+  },
+  "distill": {
+    "examples": dict.fromkeys(keywords(examples.load_examples), False),
+    "data": dict.fromkeys(keywords(problems.load_problems), False),
+    "template": _TEMPLATE,
+    "teacher": dict.fromkeys(("path", "stage"), True),
+    "loss": dict.fromkeys(("divergence", "beta", "temperature"), True),
+    "rollout": dict.fromkeys(_ROLLOUT, True),
+    "moe": dict.fromkeys(("balance_coef", "bias_rate"), True),
+    "lora": _LORA,
+    "optim": _OPTIM,
+    "training": dict.fromkeys(("rows", "microbatches", "row_length", "remat"), True),
+  },
   "grpo": {
     "data": keywords(problems.load_problems),
-    "eval": dict.fromkeys(
-      ("every", "sets", "max_tokens", "batch", "slots", "samples", "temperature"), True
-    )
-    | dict.fromkeys(
-      ("top_p", "repetition_penalty", "min_tokens", "stop_strings"), False
-    ),
+    "eval": dict.fromkeys((*_EVAL, "every"), True),
     "template": _TEMPLATE,
-    "rollout": dict.fromkeys(
+    "rollout": dict.fromkeys((*_ROLLOUT, "oversample", "lag"), True),
+    "reward": dict.fromkeys((*_REWARD, "normalise", "model"), True),
+    "shaping": dict.fromkeys(
       (
-        *("prompts", "group_size", "prompt_length", "max_tokens", "slots"),
-        *("temperature", "top_k", "top_p", "min_p", "stop_strings"),
-        *("draft", "draft_tokens", "oversample", "lag", "weights", "cache"),
+        *("overlong_buffer", "cosine_correct", "cosine_wrong", "cosine_exceeded"),
+        *("shortest_bonus", "outcome_gate"),
       ),
       True,
     ),
-    "reward": dict.fromkeys(
-      (
-        *("weights", "normalise", "language", "num_workers", "timeout_s"),
-        *("batch_timeout_s", "memory_limit_mb"),
-      ),
-      True,
+    "filter": dict.fromkeys(("kind", "max_rounds"), True),
+    "curriculum": dict.fromkeys(("kind", "decay", "floor"), True),
+    "advantage": dict.fromkeys(
+      ("estimator", "std", "eps", "kl_coef", "gamma", "gae_lambda"), True
     ),
-    "advantage": keywords(group_advantages),
     "truncated": dict.fromkeys(("kind", "penalty"), True),
-    "loss": keywords(grpo) | {"importance_cap": True},
+    "loss": keywords(policy_gradient) | keywords(importance),
+    "critic": {"clip": True, "optim": _OPTIM},
     "moe": dict.fromkeys(("balance_coef", "bias_rate", "replay"), True),
     "lora": _LORA,
-    "reference": {"refresh_every": True},
+    "reference": dict.fromkeys(("refresh_every", "kl_target", "kl_horizon"), True),
     "optim": _OPTIM,
-    "training": dict.fromkeys(("rows", "row_length", "minibatches", "remat"), True),
+    "training": dict.fromkeys(
+      ("rows", "row_length", "minibatches", "epochs", "remat"), True
+    ),
   },
 }
 _VALUES = {
   "sft": ("kind", "init", "num_steps", "train_on"),
+  "preference": ("kind", "init", "num_steps"),
+  "distill": ("kind", "init", "num_steps", "on_policy"),
+  "expert": (
+    *("kind", "init", "num_steps", "decontaminate", "round_steps", "patience"),
+    *("dev", "asks"),
+  ),
+  "reward_model": ("kind", "init", "num_steps", "objective", "reads"),
   "grpo": ("kind", "init", "num_steps", "decontaminate"),
 }
 # Kind of stage -> (reads and checks, runs with what was read).
 STAGES: dict[str, tuple[Callable, Callable]] = {
   "sft": (prepare_sft, train_sft),
+  "preference": (prepare_preference, train_preference),
+  "expert": (prepare_expert, train_expert),
+  "distill": (prepare_distill, train_distill),
+  "reward_model": (prepare_reward_model, train_reward_model),
   "grpo": (prepare_grpo, train_grpo),
 }
 
@@ -147,20 +217,43 @@ def stage_configs(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     for section, fields in SECTIONS[kind].items():
       where = f"config.{name}.{section}" if section in own else f"config.{section}"
       _check(settings[section], fields, where)
-    if settings["init"] and settings["init"] not in names[:place]:
+    for key, stage in inputs(settings).items():
+      if stage not in names[:place]:
+        raise InputError(
+          f"config.{name}.{key}={stage!r}: must be '' or a stage before it "
+          f"({', '.join(names[:place]) or 'there is none'})"
+        )
+    judging = inputs(settings).get("reward.model.stage")
+    if judging and found[judging]["kind"] != "reward_model":
       raise InputError(
-        f"config.{name}.init={settings['init']!r}: must be '' (config.model) or a "
-        f"stage before it ({', '.join(names[:place]) or 'there is none'})"
+        f"config.{name}.reward.model.stage={judging!r} is of the kind "
+        f"{found[judging]['kind']!r}; name one of the kind 'reward_model'"
+      )
+    if settings["init"] and found[settings["init"]]["kind"] == "reward_model":
+      raise InputError(
+        f"config.{name}.init={settings['init']!r}: that stage makes a model with a "
+        "scalar head, which no stage begins with; name another one"
       )
     found[name] = settings
   return found
+
+
+def inputs(settings: Mapping[str, Any]) -> dict[str, str]:
+  """{key: the earlier stage that it names} of a stage's settings."""
+  named = {
+    "init": settings["init"],
+    "teacher.stage": settings.get("teacher", {}).get("stage"),
+    "reward.model.stage": settings.get("reward", {}).get("model", {}).get("stage"),
+  }
+  return {key: stage for key, stage in named.items() if stage}
 
 
 def _wanted(kind: str) -> tuple[str, ...]:
   return (*SECTIONS[kind], *_VALUES[kind])
 
 
-def _check(section: Mapping[str, Any], fields: Mapping[str, bool], where: str) -> None:
+def _check(section: Mapping[str, Any], fields: Mapping[str, Any], where: str) -> None:
+  """`fields` are {key: whether it must be there}, of a section in it its own fields."""
   if not isinstance(section, Mapping):
     raise InputError(f"{where}={section!r}: must be a section")
   for key in section:
@@ -169,6 +262,9 @@ def _check(section: Mapping[str, Any], fields: Mapping[str, bool], where: str) -
   missing = [key for key, needed in fields.items() if needed and key not in section]
   if missing:
     raise InputError(f"{where}.{missing[0]} is missing")
+  for key, inner in fields.items():
+    if isinstance(inner, Mapping):
+      _check(section[key], inner, f"{where}.{key}")
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from r1jax import limits, sharding
 from r1jax.data import examples, packing, stream, templates
 from r1jax.errors import InputError, one_of
 from r1jax.objectives.sft import cross_entropy
+from r1jax.stages import supervised
 from r1jax.stages.run import Run, Stage
 from r1jax.stages.trainable import Trainable
 from r1jax.training import experts
@@ -34,21 +35,7 @@ def prepare_sft(
     InputError: what would not work later.
   """
   del name
-  rows, shards = config["training"]["rows"], run.partition.size("batch")
-  if rows < 1 or rows % shards:
-    raise InputError(
-      f"config.training.rows={rows} does not split over {shards} devices; a multiple "
-      f"of {shards} is needed"
-    )
-  Trainable.of(run, config).check(config)
-  experts.check(run.model, **config["moe"])
-  coef = config["training"]["mtp_coef"]
-  if not coef >= 0 or (coef and not run.model.mtp_depth):
-    raise InputError(
-      f"config.training.mtp_coef={coef!r}: must be 0 or more, and 0 for a model "
-      f"without a module that predicts one token further ({run.model.name!r} has "
-      f"{run.model.mtp_depth})"
-    )
+  supervised.check(run, config)
   return packed(run, config)
 
 
@@ -98,7 +85,12 @@ def train_sft(
     )
     for step in stage.steps():
       with run.clock("update"):
-        batch = take_rows(rows, order.at(step - 1), training["microbatches"])
+        batch = supervised.take(
+          rows,
+          order.at(step - 1),
+          microbatches=training["microbatches"],
+          size=training["rows"],
+        )
         forward = limits.forward_work(run.machine, run.model, [batch])
         num_tokens = float(batch.mask_BL.sum())
         batch = sharding.place(batch, batch_sharding)
@@ -169,10 +161,3 @@ def packed(run: Run, config: Mapping[str, Any]) -> tuple[TokenRows, float]:
     sequences, trained_from, row_length=config["training"]["row_length"]
   )
   return pack.rows, pack.waste
-
-
-def take_rows(rows: TokenRows, index: list[int], microbatches: int) -> TokenRows:
-  """[M, B, L] of the rows of a step."""
-  return jax.tree.map(
-    lambda leaf: leaf[np.asarray(index)].reshape(microbatches, -1, leaf.shape[1]), rows
-  )

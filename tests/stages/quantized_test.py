@@ -11,7 +11,7 @@ from r1jax import trees
 from r1jax.errors import InputError
 from r1jax.models import layers
 from r1jax.models.quantized import Quantized
-from r1jax.stages import grpo
+from r1jax.stages import learn
 from r1jax.stages.rollouts import Sampler
 from r1jax.training import policy
 from r1jax.types import Experience
@@ -48,7 +48,7 @@ def gap_of(trainable, config, sampler, trained):
     drawn = slice(len(PROMPT), len(PROMPT) + n)
     mask_BL[b, drawn], logp_BL[b, drawn] = 1, out.logp_BT[b, :n]
   rows = rows.replace(mask_BL=mask_BL)
-  scores = grpo.score_rows(trainable.run, config, trained, frozen, rows)
+  scores = learn.score_rows(trainable.run, config, trained, frozen, rows)
   seen = policy.gap(scores, Experience(rows, mask_BL, logp_BL, None, None))
   return out, {name: float(value.value()) for name, value in seen.items()}
 

@@ -1,0 +1,204 @@
+"""From judged answers to advantages: what settings ask for, by hand."""
+
+import numpy as np
+import pytest
+
+from configs import common
+from r1jax.errors import InputError
+from r1jax.objectives import recipes
+from r1jax.stages import advantages
+
+PARTS = {
+  "accuracy": np.asarray([[1, 0, 0, 0], [1, 1, 1, 0]], np.float32),
+  "format": np.asarray([[1, 1, 0, 0], [1, 1, 1, 1]], np.float32),
+}
+LENGTH = np.asarray([[4, 8, 9, 10], [3, 6, 3, 10]])
+STOPPED = LENGTH < 10
+
+
+def settings(recipe=None, **changes):
+  c = common.grpo()
+  if recipe:
+    c.update(common.recipe(recipe))
+  c.rollout.max_tokens = 10
+  c.update_from_flattened_dict(changes)
+  return c.to_dict()
+
+
+def rewards(**changes):
+  return advantages.rewards(settings(**changes), PARTS, LENGTH, STOPPED)
+
+
+def estimated(config, reward_QG, trained_QG=None, **given):
+  if trained_QG is None:
+    trained_QG = np.ones_like(reward_QG)
+  lengths = given.pop("lengths", [1] * reward_QG.size)
+  return advantages.advantages(config, reward_QG, trained_QG, lengths, **given)
+
+
+def test_without_shaping_the_reward_is_that_of_its_parts():
+  made = rewards()
+  np.testing.assert_array_equal(made.total_QG, PARTS["accuracy"] + PARTS["format"])
+  assert made.taken_QG is made.total_QG and made.parts_QG.keys() == PARTS.keys()
+  assert made.trained_QG.all() and made.cut_QG.sum() == 2
+
+
+@pytest.mark.parametrize(
+  ("changes", "want"),
+  [
+    # 4 tokens before 10: 8 is 2 into them.
+    ({"overlong_buffer": 4}, [[0, -0.5, -0.75, -1], [0, 0, 0, -1]]),
+    ({"overlong_buffer": 4, "outcome_gate": True}, np.zeros((2, 4))),
+    ({"shortest_bonus": 0.5}, [[0.5, 0, 0, 0], [0.5, 0, 0.5, 0]]),
+    (
+      {"shortest_bonus": 0.5, "overlong_buffer": 4},
+      [[0.5, -0.5, -0.75, -1], [0.5, 0, 0.5, -1]],
+    ),
+  ],
+)
+def test_points_for_lengths_are_a_part_of_their_own(changes, want):
+  """R14: with the outcome gate none for a wrong answer."""
+  made = rewards(**{f"shaping.{key}": value for key, value in changes.items()})
+  np.testing.assert_allclose(made.parts_QG["shaping"], want, atol=1e-7)
+  plain = PARTS["accuracy"] + PARTS["format"]
+  np.testing.assert_allclose(made.total_QG, plain + want, atol=1e-7)
+
+
+def test_points_along_a_cosine():
+  changes = {"cosine_correct": (2.0, 1.0), "cosine_wrong": (-10.0, 0.0)}
+  changes["cosine_exceeded"] = -10.0
+  made = rewards(**{f"shaping.{key}": value for key, value in changes.items()})
+  points = made.parts_QG["shaping"]
+  assert points[1, 0] == points[1, 2] > points[1, 1] > 1  # right: the short are better
+  assert points[0, 1] < points[0, 2] < 0  # wrong: the long are
+  assert points[0, 3] == points[1, 3] == -10
+
+
+def test_truncation_lowers_what_is_taken_and_not_what_is_logged():
+  made = rewards(**{"truncated.kind": "penalise", "truncated.penalty": 0.25})
+  np.testing.assert_array_equal(made.total_QG - made.taken_QG, 0.25 * ~STOPPED)
+  made = rewards(**{"truncated.kind": "mask"})
+  np.testing.assert_array_equal(made.trained_QG, STOPPED)
+
+
+REWARD = np.asarray([[1, 0, 0, 0]], np.float32)
+
+
+@pytest.mark.parametrize(
+  ("recipe", "want"),
+  [
+    ("grpo", [1.732051, -0.577350, -0.577350, -0.577350]),
+    ("dr_grpo", [0.75, -0.25, -0.25, -0.25]),
+    ("rloo", [1, -1 / 3, -1 / 3, -1 / 3]),
+  ],
+)
+def test_an_answer_has_one_advantage_on_all_its_tokens(recipe, want):
+  config = settings(recipe, **{"advantage.kl_coef": 0.0})
+  made = estimated(config, REWARD, lengths=[1, 3, 2, 5])
+  assert [len(own_T) for own_T in made.tokens] == [1, 3, 2, 5]
+  for own_T, one in zip(made.tokens, want, strict=True):
+    np.testing.assert_allclose(own_T, one, rtol=1e-6)
+  np.testing.assert_allclose(made.mean_B, want, rtol=1e-6)
+  assert made.returns is None and made.kl is None
+
+
+def test_the_greedy_answer_is_the_baseline():
+  made = estimated(settings("remax"), REWARD, greedy_Q=np.asarray([0.5]))
+  np.testing.assert_allclose(made.mean_B, [0.5, -0.5, -0.5, -0.5])
+
+
+LOGP = [np.asarray([-1.0, -2.0]), np.asarray([-0.5])]
+REF = [np.asarray([-1.5, -1.0]), np.asarray([-1.0])]
+
+
+def test_the_kl_in_the_reward_of_an_answer_is_its_sum():
+  """0.1 times 0.5 - 1 and 0.5 nats off 1 and 0 points; RLOO of two is what is apart."""
+  config = settings("rloo")
+  given = {"logp": LOGP, "logp_ref": REF, "kl_coef": 0.1, "lengths": [2, 1]}
+  reward = np.asarray([[1.0, 0.0]], np.float32)
+  made = estimated(config, reward, np.ones((1, 2)), **given)
+  np.testing.assert_allclose(made.mean_B, [1.1, -1.1], rtol=1e-6)
+  assert made.kl == pytest.approx((0.5 - 1 + 0.5) / 3)
+
+
+def test_reinforce_pp_carries_token_rewards_back_and_whitens():
+  """Returns 1 - 0.1 (-0.5), 1 - 0.1 (-1) and 0 - 0.1 (0.5): 1.05, 1.1 and -0.05."""
+  given = {"logp": LOGP, "logp_ref": REF, "kl_coef": 0.1, "lengths": [2, 1]}
+  reward = np.asarray([[1.0, 0.0]], np.float32)
+  made = estimated(settings("reinforce_pp"), reward, np.ones((1, 2)), **given)
+  returns = np.asarray([1.05, 1.1, -0.05])
+  want = (returns - returns.mean()) / returns.std()
+  np.testing.assert_allclose(np.concatenate(made.tokens), want, rtol=1e-6)
+
+
+def test_answers_that_are_not_trained_on_are_in_no_mean():
+  config = settings("reinforce_pp")
+  reward, lengths = np.asarray([[1.0, 0.0, 50.0]]), [1, 1, 2]
+  with_it = estimated(config, reward, np.asarray([[1, 1, 0]]), lengths=lengths)
+  without = estimated(config, reward[:, :2], np.ones((1, 2)), lengths=lengths[:2])
+  np.testing.assert_array_equal(with_it.mean_B, [*without.mean_B, 0])
+  nothing = estimated(config, reward, np.zeros((1, 3)), lengths=lengths)
+  assert not nothing.mean_B.any()
+  # Nor are groups that only fill the batch.
+  config, filled = settings("lite_ppo"), np.repeat([[1.0], [0.0]], 4, axis=1)
+  both = estimated(config, np.vstack([REWARD, REWARD]), np.repeat([[1], [0]], 4, 1))
+  alone = estimated(config, REWARD, np.ones((1, 4)))
+  np.testing.assert_array_equal(both.mean_B, [*alone.mean_B, 0, 0, 0, 0])
+  more = estimated(
+    config, np.vstack([REWARD, filled]), np.repeat([[1], [0], [0]], 4, 1)
+  )
+  np.testing.assert_allclose(more.mean_B[:4], alone.mean_B, rtol=1e-6)
+
+
+def test_gae_and_the_returns_for_the_critic():
+  """Of one answer to the point at its end; then at mean 0 and deviation 1."""
+  values = [np.asarray([0.5, 0.6, 0.7])]
+  given = {"lengths": [3], "values": values}
+  one = np.ones((1, 1))
+  plain = settings("ppo", **{"advantage.std": "none"})
+  made = estimated(plain, one, one, **given)
+  np.testing.assert_allclose(made.tokens[0], [0.5, 0.4, 0.3])
+  np.testing.assert_allclose(made.returns[0], [1, 1, 1])
+  short = settings("ppo", **{"advantage.std": "none", "advantage.gae_lambda": 0.95})
+  np.testing.assert_allclose(
+    estimated(short, one, one, **given).tokens[0], [0.46575, 0.385, 0.3]
+  )
+  white = estimated(settings("ppo"), one, one, **given)
+  assert white.mean_B[0] == pytest.approx(0) and white.tokens[0].std() == pytest.approx(
+    1
+  )
+  np.testing.assert_array_equal(white.returns[0], made.returns[0])
+
+
+@pytest.mark.parametrize("recipe", recipes.RECIPES)
+def test_every_recipe_can_be_run(recipe):
+  config = settings(recipe)
+  if config["shaping"]["overlong_buffer"]:
+    with pytest.raises(InputError, match=r"overlong_buffer=4096.*max_tokens=10"):
+      advantages.check(config)
+    config["shaping"]["overlong_buffer"] = 4
+  advantages.check(config)
+
+
+@pytest.mark.parametrize(
+  ("recipe", "changes", "said"),
+  [
+    ("grpo", {"estimator": "gro"}, r"config\.advantage\.estimator='gro'.*'grpo'"),
+    ("grpo", {"estimator": "process"}, r"estimator='process' is not known"),
+    ("rloo", {"std": "sample"}, r"config\.advantage\.std='sample' does nothing with"),
+    ("grpo", {"gamma": 0.5}, r"config\.advantage\.gamma=0.5 does nothing with"),
+    ("grpo", {"std": "sampel"}, r"config\.advantage\.std='sampel'"),
+    ("ppo", {"std": "sample"}, r"config\.advantage\.std='sample' is not known"),
+    ("ppo", {"gae_lambda": 1.5}, r"config\.advantage\.gae_lambda=1.5: must be in"),
+    ("grpo", {"kl_coef": -1.0}, r"config\.advantage\.kl_coef=-1.0: must be 0 or more"),
+  ],
+)
+def test_settings_that_cannot_be_are_refused(recipe, changes, said):
+  changes = {f"advantage.{key}": value for key, value in changes.items()}
+  with pytest.raises(InputError, match=said):
+    advantages.check(settings(recipe, **changes))
+
+
+def test_half_a_cosine_is_refused():
+  with pytest.raises(InputError, match=r"config\.shaping\.cosine_correct=\(1.0, 2.0\)"):
+    advantages.check(settings(**{"shaping.cosine_correct": (1.0, 2.0)}))
