@@ -10,6 +10,7 @@ from fractions import Fraction
 from typing import Any
 
 import math_verify
+import sympy
 from latex2sympy2_extended import NormalizationConfig
 
 from r1jax.rewards import extract
@@ -35,13 +36,24 @@ def equal(gold: str, answer: str) -> bool:
     value = golds[0].evalf(40)
     if value.is_Float:
       return extract.rounds_to(Fraction(str(value)), answer)
+  answers = parsed(answer)
+  if any(map(_proportional, golds, answers)):
+    return True
   # The pool has the deadline; math-verify's own would use signals.
   return math_verify.verify(
-    list(golds),
-    list(parsed(answer)),
-    allow_set_relation_comp=True,
-    timeout_seconds=None,
+    list(golds), list(answers), allow_set_relation_comp=True, timeout_seconds=None
   )
+
+
+def _proportional(gold: Any, answer: Any) -> bool:
+  """Whether two equations differ by a factor, as 2x = 10 and x = 5 do."""
+  if not isinstance(gold, sympy.Eq) or not isinstance(answer, sympy.Eq):
+    return False
+  left, right = gold.lhs - gold.rhs, answer.lhs - answer.rhs
+  if left.free_symbols != right.free_symbols or not left.free_symbols:
+    return False
+  factor = sympy.cancel(left.doit() / right.doit())
+  return bool(factor.is_number and factor.is_finite and factor.is_nonzero)
 
 
 @functools.lru_cache(maxsize=8192)

@@ -274,9 +274,10 @@ def _equal_named(gold: str, answer: str) -> bool:
   answer_name, answer_value = _split_name(answer, loosely="=" not in gold)
   if "=" in gold_value or "=" in answer_value:
     return "=" in gold and "=" in answer and _algebra(gold, answer)
-  if gold_name and answer_name and gold_name != answer_name:
-    return _algebra(gold, answer)
-  return _equal_quantity(gold_value, answer_value)
+  same_value = _equal_quantity(gold_value, answer_value)
+  if gold_name and answer_name and gold_name.casefold() != answer_name.casefold():
+    return not same_value and _algebra(gold, answer)  # as y = 2x and x = y/2
+  return same_value
 
 
 def _equal_quantity(gold: str, answer: str) -> bool:

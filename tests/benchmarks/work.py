@@ -100,10 +100,10 @@ def config_of(
     c.zero = common.grpo()
     c.zero.rollout.update(_PRESET_SIZES if model in PRESETS else _SMOLLM2_SIZES)
     prompt, own = (c.zero.rollout[key] for key in ("prompt_length", "max_tokens"))
-    # A row holds a prompt with four answers, which begin with the prompt's last token.
-    row_length = prompt + 4 * (own + 1)
+    # A row holds a prompt with two answers, which begin with the prompt's last token.
+    row_length = prompt + 2 * (own + 1)
     c.zero.training.update(
-      {"rows": 2, "row_length": row_length, "minibatches": 1, "remat": "none"}
+      {"rows": 4, "row_length": row_length, "minibatches": 1, "remat": "dots"}
     )
   c.zero.rollout.update(sizes or {})
   c.lock()

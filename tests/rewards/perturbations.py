@@ -533,6 +533,6 @@ def sampled(text: str) -> list[complex] | None:
     place |= {"TAN": math.tan} | ({"i": 1j} if "i" in names else {})
     try:
       points.append(complex(eval(code, {"__builtins__": {}}, place)))
-    except (SyntaxError, TypeError, NameError, ZeroDivisionError):
+    except (SyntaxError, TypeError, NameError, AttributeError, ArithmeticError):
       return None
   return points
