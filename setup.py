@@ -22,6 +22,7 @@ REQUIRES = [
   "importlib_resources>=6.4.0",  # tensorflow-datasets imports it, and names it nowhere
   "jax>=0.10.0,<0.13",
   "jinja2>=3.1.4",
+  "latex2sympy2-extended>=1.10.2",  # of math-verify, which does not offer its settings
   "math-verify>=0.8.0",
   "ml-collections>=1.1.0",
   "ml_dtypes>=0.5.3",

@@ -5,8 +5,8 @@
 runs three seeds of this config, each in a folder of its own, and draws the figure with
 `python -m r1jax.compare`. Base and problems are those of the quick start; one stage for
 each algorithm begins with that base and draws ANSWERS answers. An algorithm is its
-recipe (`r1jax/objectives/recipes.py`) with what is said below. Learning rates are the
-quick start's; none was tuned.
+recipe (`r1jax/objectives/recipes.py`) with what is said below. Policies have the quick
+start's learning rate, PPO's critic and expert iteration their own; nothing was tuned.
 
 Held-out accuracy is that of answers drawn as in training: greedy ones jump from the
 base's short form to the worked one within a few steps. `:small` ends within minutes and

@@ -15,7 +15,6 @@ if [[ ${1:-} == -* ]]; then
   exit 2
 fi
 folder="${1:-runs/comparison}"
-seeds=(0 1 2)
 mkdir -p "$folder"
 export JAX_COMPILATION_CACHE_DIR="$folder/compiled"
 
@@ -24,8 +23,10 @@ logged() {
   "$@" 2>&1 | tee -ai "$folder/log.txt"
 }
 
-for seed in "${seeds[@]}"; do
+runs=()
+for seed in 0 1 2; do
+  runs+=("$folder/seed$seed")
   logged python -m r1jax.train --config=configs/comparison.py \
     --workdir="$folder/seed$seed" --config.seed="$seed" "${@:2}"
 done
-logged python -m r1jax.compare "${seeds[@]/#/$folder/seed}" --out="$folder"
+logged python -m r1jax.compare "${runs[@]}" --out="$folder"

@@ -12,7 +12,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 ROWS = (
   (
     "free",
-    {"train", "evaluate", "plan", "report", "chat", "export"} | {"charts", "panels"},
+    {"train", "evaluate", "plan", "report", "chat", "export", "compare"}
+    | {"charts", "panels"},
   ),
   ("apart", {"stages"}),
   (

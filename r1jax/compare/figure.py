@@ -1,14 +1,15 @@
-"""The figure of a comparison: for each stage its accuracy by answers drawn.
+"""The figure of a comparison: accuracy by answers drawn, a panel for each stage.
 
-A panel for each stage, since bands of nine curves in one are a grey cloud: there the
-stage has colour and band, and the others are thin behind it. What is told apart by
-colour is so by weight and dashes too.
+A stage has one for itself because the intervals of nine in one panel cover each other.
+Behind its own curve are those of all others, the first one dashed. One colour is enough
+so, and none is needed to read it.
 """
 
 import importlib
 import io
 import math
 from types import ModuleType
+from typing import Any
 
 from r1jax import charts
 from r1jax.compare.curves import Comparison, parts
@@ -18,7 +19,7 @@ from r1jax.errors import InputError
 FORMATS = ("png", "svg")
 _COLOUR, _FIRST, _OTHERS = "#0055a4", "0.25", "0.75"
 _PANEL = (2.9, 2.1)  # inches
-# Equal curves make equal files; text stays what it is wherever it is opened.
+# The salt makes equal files of equal curves; text as paths needs no font.
 _STYLE = {"font.size": 8, "svg.hashsalt": "r1jax", "svg.fonttype": "path"}
 
 
@@ -64,7 +65,7 @@ def draw(comparison: Comparison) -> dict[str, bytes]:
       panel.set_title(percent(stage.accuracy[-1]), loc="right", fontsize=7.5)
       panel.spines[["top", "right"]].set_visible(False)
       panel.grid(axis="y", linewidth=0.4, color="0.9")
-      # Below a row that is not full, too.
+      # Of the lowest panel of each column.
       panel.tick_params(labelbottom=place + num_columns >= len(stages))
     panel = grid[0, 0]
     panel.set_xlim(0, comparison.budget)
@@ -96,7 +97,7 @@ def _matplotlib() -> ModuleType:
     ) from e
 
 
-def _saved(figure, kind: str) -> bytes:
+def _saved(figure: Any, kind: str) -> bytes:
   file = io.BytesIO()
   unwanted = {"svg": {"Date": None}, "png": {"Software": None}}[kind]
   figure.savefig(file, format=kind, dpi=200, metadata=unwanted)

@@ -1,4 +1,4 @@
-"""The table of a comparison, and what it says in words."""
+"""The table of a comparison, as Markdown, and its numbers as text."""
 
 from collections.abc import Sequence
 
@@ -31,12 +31,11 @@ def markdown(comparison: Comparison) -> str:
 {table}
 
 Means over the seeds; in brackets the 95 % interval of the mean by Student's t, which
-takes the seeds for a normal sample. Intervals that overlap do not say which stage is
-better. The differences are taken seed by seed, since runs of one seed share their base
-and their problems. Tokens, updates and time are those up to {comparison.budget:,.0f}
-answers, on straight lines between evaluations; answers of groups that were dropped are
-among them, those of evaluations are not. Time is that of the steps, of which the first
-compiles.
+takes the seeds for a normal sample. Differences are taken seed by seed, as runs of one
+seed share all that comes before; one whose interval holds 0 may be chance. Tokens,
+updates and time are those up to as many answers, on straight lines between evaluations.
+Answers of groups that were dropped count, those of evaluations do not. Time is that of
+the steps, of which the first compiles.
 """
 
 

@@ -10,7 +10,6 @@ from fractions import Fraction
 from typing import Any
 
 import math_verify
-import sympy
 from latex2sympy2_extended import NormalizationConfig
 
 from r1jax.rewards import extract
@@ -47,12 +46,12 @@ def equal(gold: str, answer: str) -> bool:
 
 def _proportional(gold: Any, answer: Any) -> bool:
   """Whether two equations differ by a factor, as 2x = 10 and x = 5 do."""
-  if not isinstance(gold, sympy.Eq) or not isinstance(answer, sympy.Eq):
+  if {getattr(side, "rel_op", None) for side in (gold, answer)} != {"=="}:
     return False
   left, right = gold.lhs - gold.rhs, answer.lhs - answer.rhs
   if left.free_symbols != right.free_symbols or not left.free_symbols:
     return False
-  factor = sympy.cancel(left.doit() / right.doit())
+  factor = (left.doit() / right.doit()).cancel()
   return bool(factor.is_number and factor.is_finite and factor.is_nonzero)
 
 

@@ -20,9 +20,7 @@ _ALONE = re.compile(r"(?:option|choice)?\s*\(?([A-Ja-j])[).:]*", re.IGNORECASE)
 _LEADING = re.compile(r"(?:[Oo]ption|[Cc]hoice)?\s*\(?([A-J])(?:[).:]+\s*|\s+|$)")
 _PUNCTUATED = re.compile(r"(?:[Oo]ption|[Cc]hoice)?\s*\(?[A-J][).:]")
 _NAMED = re.compile(r"\(([A-J])\)|\b(?:[Oo]ption|[Cc]hoice|[Aa]nswer)\s+\(?([A-J])\b")
-_ANOTHER = re.compile(
-  r"(?:\b(?:or|and|not)\b|[,/&])\s*(?:option|choice)?\s*\(?([A-J])\b"
-)
+_ANOTHER = re.compile(r"(?:\b(?:or|and)\b|[,/&])\s*(?:option|choice)?\s*\(?([A-J])\b")
 
 
 def verify_choice(text: str, problem: Mapping[str, Any]) -> float:

@@ -31,12 +31,13 @@ FORMULA = re.compile(
   r"|\\\((?P<round>.+?)\\\)|\\\[(?P<square>.+?)\\\]",
   re.DOTALL,
 )
+_BRACE = re.compile(r"\\boxed\{|[{}]")
 _JOINED = re.compile(r",?\s*(?:\b(?:and|or)\b)?\s*")
 _SERIES = re.compile(
   r"-?\d[\d.]*(?:,\s*-?\d[\d.]*)*,?\s+(?:and|or)\s+-?\d[\d.]*(?<!\.)(?!\w)"
 )
-# An ordered pair or an interval in plain text, else a word with a digit in it.
-_RUN = re.compile(r"[(\[][^()\[\]A-Za-z]*,[^()\[\]A-Za-z]*[)\]]|\S*\d\S*")
+# An ordered pair or an interval in plain text, else a word.
+_RUN = re.compile(r"[(\[][^()\[\]A-Za-z]*,[^()\[\]A-Za-z]*[)\]]|\S+")
 # A word of prose, or of a unit: no product of variables, no function.
 WORD = re.compile(
   r"(?<![\\A-Za-z])(?!(?:sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|log|exp|theta|alpha"
@@ -53,14 +54,14 @@ _BEFORE = re.compile(
 _AFTER = re.compile(
   r"\W*(?:(?:and )?(?:a |one )?(?:half|halves|thirds?|fourths?|quarters?|fifths?"
   r"|sixths?|sevenths?|eighths?|ninths?|tenths?)|hundred|thousand|million|billion"
-  r"|trillion|hundredths|thousandths|dozens?|pairs?|factorial|mod|modulo|squared|cubed)\b"
+  r"|trillion|hundredths|thousandths|dozens?|pairs?|factorial|mod|modulo|squared|cubed|more|less)\b"
 )
 THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
 DECIMAL = re.compile(r"-?(\d*)\.(\d+)")
 MIN_DIGITS = 6  # of a decimal that stands for an exact number
 
 _FRACTION = re.compile(
-  r"(?P<before>\d)?\s*\\[dtc]?frac\s*(?:\{\s*(-?\d+)\s*\}|(\d))\s*(?:\{\s*(\d+)\s*\}|(\d))"
+  r"(?:(?P<before>\d)\s*)?\\[dtc]?frac\s*(?:\{\s*(-?\d+)\s*\}|(\d))\s*(?:\{\s*(\d+)\s*\}|(\d))"
 )
 _TIMES_TEN = re.compile(r"\s*(?:\\times|\\cdot|×|\*)\s*10\s*\^")
 _TEN = "⏨"  # Unicode's mark for a decimal exponent
@@ -90,15 +91,15 @@ def answer_span(text: str) -> tuple[str | None, bool]:
 
 def last_boxed(text: str) -> str | None:
   r"""Content of the last complete `\boxed{…}`, with braces balanced; None without."""
-  start = text.rfind("\\boxed{")
-  while start >= 0:
-    depth, begin = 0, start + len("\\boxed")
-    for i in range(begin, len(text)):
-      depth += {"{": 1, "}": -1}.get(text[i], 0)
-      if depth == 0:
-        return text[begin + 1 : i].strip()
-    start = text.rfind("\\boxed{", 0, start)
-  return None
+  last, opened = (-1, -1), []
+  for match in _BRACE.finditer(text, max(0, text.find("\\boxed{"))):
+    if match[0] != "}":
+      opened.append(match.end() if match[0] != "{" else None)
+    elif opened:
+      begin = opened.pop()
+      if begin is not None:
+        last = max(last, (begin, match.start()))
+  return text[slice(*last)].strip() if last[0] >= 0 else None
 
 
 def marked(span: str) -> str | None:
@@ -114,12 +115,10 @@ def marked(span: str) -> str | None:
 
 def said(span: str) -> str | None:
   """Step 5: what follows the last "answer is", to the end of its sentence."""
-  cue = None
-  for cue in _CUE.finditer(span):  # noqa: B007  (the last is wanted)
-    pass
-  if cue is None:
+  cues = list(_CUE.finditer(span))
+  if not cues:
     return None
-  rest = span[cue.end() :].strip()
+  rest = span[cues[-1].end() :].strip()
   end = _SENTENCE_END.search(rest)
   return rest[: end.start()].strip() if end else rest
 
@@ -163,6 +162,8 @@ def _formulas(text: str) -> list[tuple[int, int, str]]:
     outside = outside[: match.start()] + " " * len(match[0]) + outside[match.end() :]
   for match in _RUN.finditer(outside):
     # The word is kept whole: "2x", "2^5" and "7/2" are no answer of 2, 5 or 2.
+    if not any(c.isdigit() for c in match[0]):
+      continue
     run = match[0].strip(",.;:!?*\"'").rpartition("=")[2]
     if sum(run.count(c) for c in "([") != sum(run.count(c) for c in ")]"):
       run = run.strip("()[],.")

@@ -31,10 +31,12 @@ from typing import Any
 
 from r1jax.rewards import extract, units
 
-# Longer or deeper answers are no answers, and could keep an algebra system busy.
-MAX_LENGTH = 1000
-MAX_DEPTH = 20
+# Longer and deeper answers are no answers, and would keep an algebra system busy until
+# the pool's deadline; so would numbers like these, which the pool still survives.
+MAX_LENGTH = 500
+MAX_DEPTH = 10
 MAX_ELEMENTS = 32
+_TOO_LARGE = re.compile(r"\d{60}|\^\s*\{?\s*\d{6}|\d{6}\)*!|\^\s*\{?\s*\d+\s*\^")
 
 _SYMBOLS = str.maketrans(
   {
@@ -114,6 +116,8 @@ def verify_math(text: str, problem: Mapping[str, Any]) -> float:
   matched.
   """
   for answer in extract.readings(text):
+    if len(answer) > 2 * MAX_LENGTH:  # with typesetting, which does not count
+      continue
     if equal(problem["answer"], answer):
       return 1.0
     if units.split_unit(cleaned(answer))[1]:
@@ -124,12 +128,15 @@ def verify_math(text: str, problem: Mapping[str, Any]) -> float:
 @functools.lru_cache(maxsize=8192)  # the samples of a group often agree
 def equal(gold: str, answer: str) -> bool:
   """Whether an answer, without the text around it, is right."""
+  if gold.isdecimal() and answer.isdecimal():  # most are, and need no reading
+    return gold.lstrip("0") == answer.lstrip("0")
   gold, answer = cleaned(gold), cleaned(answer)
   return (
     bool(gold)
     and bool(answer)
     and max(len(gold), len(answer)) <= MAX_LENGTH
     and max(_depth(gold), _depth(answer)) <= MAX_DEPTH
+    and (_TOO_LARGE.search(answer) is None or _TOO_LARGE.search(gold) is not None)
     and _equal(gold, answer)
   )
 
@@ -325,6 +332,8 @@ def _equal_value(gold: str, answer: str) -> bool:
     return len(left) == len(right) and all(map(_equal_value, left, right))
   if _is_words(gold) or _is_words(answer):
     return bool(_letters(gold)) and _letters(gold) == _letters(answer)
+  if any(extract.WORD.search(units.QUOTED.sub("", text)) for text in (gold, answer)):
+    return False  # a sentence, whose letters would be variables
   return _algebra(gold, answer)
 
 

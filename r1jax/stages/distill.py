@@ -83,7 +83,7 @@ def prepare_distill(run: Run, name: str, config: Mapping[str, Any]) -> Prepared:
   if not 0 <= share <= 1:
     raise InputError(f"config.on_policy={share}: must be 0 to 1, a share of the steps")
   check_loss(config)
-  teacher = teacher_of(run, name, config["teacher"])
+  teacher = teacher_of(run, config["teacher"])
   if bool(config["data"]) and share == 0:
     raise InputError(
       "config.data is set, but with config.on_policy=0 the student answers no "
@@ -150,11 +150,11 @@ def _divergence(config: Mapping[str, Any]) -> Callable:
   )
 
 
-def teacher_of(run: Run, name: str, section: Mapping[str, str]) -> Teacher:
+def teacher_of(run: Run, section: Mapping[str, str]) -> Teacher:
   """The teacher that a config names.
 
   Raises:
-    InputError: none or two; no such stage or model; another tokenizer.
+    InputError: none or two; no such model; another tokenizer.
   """
   path, stage = section["path"], section["stage"]
   if bool(path) == bool(stage):
@@ -162,12 +162,6 @@ def teacher_of(run: Run, name: str, section: Mapping[str, str]) -> Teacher:
       f"config.teacher.path={path!r} and stage={stage!r}: give one of the two"
     )
   if stage:
-    before = run.stages[: run.stages.index(name)]
-    if stage not in before:
-      raise InputError(
-        f"config.teacher.stage={stage!r}: must be a stage before {name!r} "
-        f"({', '.join(before) or 'there is none'})"
-      )
     return Teacher(run.model, lambda: run.cast(run.params_of(stage)))
   local = paths.local_path(path)
   model, tokenizer = paths.read_config(local), tokenizers.load_tokenizer(local)

@@ -1,7 +1,7 @@
 """How fast the programs of a GRPO step are, beside what the machine could do at most
 and beside other libraries; what the rollout engine saves; how fast a model is imported,
 rows are multiplied with their expert's matrix, and the tokens of a row attend to one
-another; what a gradient costs by remat policy.
+another; what a gradient costs by remat policy; how many answers are judged a minute.
 
     python tests/benchmarks/run.py NAME [--model MODEL] [--json OUT] [--repeats N]
                                         [--set KEY=VALUE ...]
@@ -16,8 +16,8 @@ NAME is one of
     refill    answers of mixed lengths, beside waves of answers (engine.py)
     prompts   prompts shared by their samples, beside a prompt for each (engine.py)
     all       a process for each of these, or each that the peer has
-    import, groups, attention, remat   shapes of their own; KEY is one of SETTINGS in
-              imports.py, groups.py, attention.py or remat.py
+    import, groups, attention, remat, verdicts   shapes of their own; KEY is one of
+              SETTINGS in imports.py, groups.py, attention.py, remat.py or verifiers.py
 
 MODEL is `smollm2` (random weights where models/ lacks the file) or a path, both with 8
 prompts x 8 samples of 64 + 128 tokens; `quickstart` with its own shapes; or a preset of
@@ -73,6 +73,7 @@ from tests.benchmarks import (
   imports,
   peer_process,
   remat,
+  verifiers,
   work,
 )
 
@@ -86,7 +87,13 @@ WORK = {
 }
 SIZES = {"refill": engine.REFILL, "prompts": engine.PROMPTS}
 # Benchmarks without a model of the config.
-ALONE = {"import": imports, "groups": groups, "attention": attention, "remat": remat}
+ALONE = {
+  "import": imports,
+  "groups": groups,
+  "attention": attention,
+  "remat": remat,
+  "verdicts": verifiers,
+}
 _NAMED = ("smollm2", "quickstart", *PRESETS)
 # What else decides how fast a program is.
 _ENVIRONMENT = re.compile(r"XLA_FLAGS|JAX_PLATFORMS|(OMP|MKL)_NUM_THREADS")

@@ -23,7 +23,7 @@ def test_every_completion_is_right_and_thoughts_have_the_format(task):
   assert 10 < sum(thinks) < 40
   for example, think in zip(found, thinks, strict=True):
     assert accuracy.score(example.completion, record(example)) == 1.0
-    assert format.score(example.completion) == float(think)
+    assert format.score(example.completion, kind="r1_zero", strict=True) == float(think)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])

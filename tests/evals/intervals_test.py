@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from r1jax.evals.intervals import clustered_interval, wilson
+from r1jax.evals.intervals import clustered_interval, mean_interval, t95, wilson
 
 
 @pytest.mark.parametrize(
@@ -62,3 +62,28 @@ def test_coverage_with_problems_of_unequal_difficulty():
       inside[name] += low <= 0.5 <= high
   assert 0.93 < inside["clustered"] / 2000 < 0.97
   assert inside["pooled"] / 2000 < 0.75
+
+
+@pytest.mark.parametrize(
+  ("df", "want"),
+  [(1, 12.706), (2, 4.303), (3, 3.182), (4, 2.776), (9, 2.262), (30, 2.042)],
+)
+def test_student_against_the_printed_table(df, want):
+  """Abramowitz and Stegun (1964), table 26.10, to the printed digits."""
+  assert t95(df) == pytest.approx(want, abs=5e-4)
+
+
+def test_interval_of_a_few_means():
+  low, high = mean_interval([1.0, 2.0, 3.0])
+  assert (low + high) / 2 == pytest.approx(2.0)
+  assert (high - low) / 2 == pytest.approx(4.3027 / 3**0.5, rel=1e-4)
+  assert mean_interval([0.5, 0.5]) == (0.5, 0.5)
+  with pytest.raises(ValueError, match="1 values"):
+    mean_interval([0.5])
+
+
+def test_coverage_of_three_normal_values():
+  """The 1.96 of many values would hold the mean in 81 % of cases."""
+  samples = np.random.default_rng(0).normal(size=(4000, 3))
+  inside = sum(low <= 0 <= high for low, high in map(mean_interval, samples.tolist()))
+  assert 0.94 < inside / 4000 < 0.96

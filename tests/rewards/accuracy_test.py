@@ -1,15 +1,10 @@
-"""Tests of the verifiers: where the answer is looked for, and what equals what."""
+"""Tests of the verifiers by name: what a problem's record decides."""
 
-import os
-import pathlib
-from fractions import Fraction
-
-import pytest
 from absl.testing import absltest, parameterized
 
 from r1jax.data import problems
 from r1jax.errors import InputError
-from r1jax.rewards import accuracy, extract
+from r1jax.rewards import accuracy
 
 
 def record(answer, verifier="math", **meta):
@@ -24,46 +19,6 @@ def record(answer, verifier="math", **meta):
 
 def tagged(answer):
   return f"<think>It may be 1, or 2.</think> <answer> {answer} </answer>"
-
-
-class AnswerSpanTest(parameterized.TestCase):
-  @parameterized.parameters(
-    (tagged("5"), ("5", True)),
-    ("<answer>4</answer> no, <answer>5</answer>", ("5", True)),
-    ("<think>try <answer>5</answer></think>", ("", False)),
-    ("<think>try <answer>4</answer></think><answer>5</answer>", ("5", True)),
-    ("<think>a</think><answer>5", (None, True)),
-    ("<think>it is 5", ("", False)),
-    ("<think>it is <answer>5</answer>", ("5", True)),
-    ("it was open: 4</think> so 5", ("so 5", False)),
-    ("It is 5.", ("It is 5.", False)),
-    ("", ("", False)),
-  )
-  def test_span(self, text, want):
-    self.assertEqual(extract.answer_span(text), want)
-
-  @parameterized.parameters(
-    (r"\boxed{4} and \boxed{\frac{1}{2}}.", r"\frac{1}{2}"),
-    (r"\boxed{4} and \boxed{5", "4"),
-    (r"\boxed{}", ""),
-    ("5", None),
-  )
-  def test_last_boxed(self, text, want):
-    self.assertEqual(extract.last_boxed(text), want)
-
-  @parameterized.parameters(
-    ("1,234 and 5", [1234, 5]),
-    ("-$5 $-6 $7", [-5, -6, 7]),
-    ("-3.50 .5 3.", [Fraction(-7, 2), Fraction(1, 2), 3]),
-    ("7/2 of 1/0", [Fraction(7, 2)]),
-    ("5-3 = 2, 5 - 3 = 2", [5, 3, 2, 5, 3, 2]),
-    (r"\$1{,}234.", [1234]),
-    ("−4", [-4]),
-    ("12,34", [12, 34]),
-    ("none", []),
-  )
-  def test_numbers(self, text, want):
-    self.assertEqual(extract.numbers(text), want)
 
 
 class VerifierTest(parameterized.TestCase):
@@ -81,11 +36,34 @@ class VerifierTest(parameterized.TestCase):
     ("3", "-3", 0.0),
     ("0.5", "1/2", 1.0),
     ("2", "1/2", 0.0),
+    ("5", r"4\frac{1}{2} + \frac{1}{2} = 5", 1.0),
+    ("1.5", r"1\frac{1}{2}", 1.0),
+    ("1.5", "1 1/2 cups", 1.0),
+    ("0.5", "1 1/2 cups", 0.0),
+    ("2", r"\frac{1}{2}", 0.0),
+    ("100", "10^2", 1.0),
+    ("2", "10^2", 0.0),
+    ("15", "15 cm^2", 1.0),
+    ("2", "15 cm^2", 0.0),
+    ("1500", r"1.5 \times 10^3", 1.0),
+    ("1500", "1.5e3", 1.0),
+    ("3", "1.5e3", 0.0),
     ("72", "seventy-two", 0.0),
     ("72", "", 0.0),
   )
   def test_gsm8k(self, gold, answer, want):
     self.assertEqual(accuracy.score(tagged(answer), record(gold, "gsm8k")), want)
+
+  @parameterized.parameters(
+    ("It is 4.\n#### 5", 1.0),
+    ("#### 4\nno:\n#### 5\n6 is too much", 1.0),
+    ("It is 5.\n#### 4", 0.0),
+    ("It is 5.\n####", 0.0),
+    (r"#### 4, or \boxed{5}", 1.0),
+    ("#### 4 <answer>5</answer>", 1.0),
+  )
+  def test_gsm8k_mark(self, text, want):
+    self.assertEqual(accuracy.score(text, record("5", "gsm8k")), want)
 
   @parameterized.parameters(
     # the same both ways
@@ -103,34 +81,21 @@ class VerifierTest(parameterized.TestCase):
     (r"\{1,2\}", "2, 1", 1.0, 1.0),
     ("(1,2)", "(2,1)", 0.0, 0.0),
     (r"\left(3, \frac{\pi}{2}\right)", r"(3,\frac{\pi}{2})", 1.0, 1.0),
-    # and not: an interval answers a relation, no relation answers an interval
-    (r"1 \le x < 2", "[1,2)", 1.0, 0.0),
+    (r"1 \le x < 2", "[1,2)", 1.0, 1.0),
+    (r"50\%", "0.5", 1.0, 1.0),
+    # and not: a rounding answers an exact number, which does not answer the rounding
+    (r"\frac{1}{3}", "0.333333", 1.0, 0.0),
+    # a base may be left out, but not be added
+    ("204_5", "204", 1.0, 0.0),
+    # a percent sign may be left out; where it is added the gold must be above 1
+    (r"1\%", "1", 1.0, 0.0),
+    # an equation for another unknown is no value
+    ("2x = 10", "10", 0.0, 0.0),
   )
   def test_math_with_gold_and_answer_exchanged(self, gold, answer, there, back):
     """R9: the gold is the gold, whichever way the comparison leans."""
     self.assertEqual(accuracy.score(tagged(answer), record(gold)), there)
     self.assertEqual(accuracy.score(tagged(gold), record(answer)), back)
-
-  @parameterized.parameters(
-    ("42", tagged("The answer is 42."), 1.0),
-    ("42", tagged("42 apples"), 1.0),
-    ("42", tagged("$42$"), 1.0),
-    ("42", tagged(r"so \boxed{42}, not 43"), 1.0),
-    ("1234", tagged("$1,234"), 1.0),
-    ("1234", tagged(r"\$1,234"), 1.0),
-    ("1234", tagged("1,234 dollars"), 1.0),
-    ("2", tagged("2 sin(x)"), 0.0),
-    ("7", tagged("6 or 7"), 0.0),
-    ("42", r"First \boxed{41}, then \boxed{\frac{84}{2}}.", 1.0),
-    ("42", "6 times 7 is 42", 1.0),
-    ("42", "It is 42, one more than 41", 0.0),
-    ("42", "<think>42</think><answer>43</answer>", 0.0),
-    ("42", r"<think>\boxed{42}</think><answer></answer>", 0.0),
-    ("42", "<think>42", 0.0),
-    ("42", "", 0.0),
-  )
-  def test_math_finds_the_answer(self, gold, text, want):
-    self.assertEqual(accuracy.score(text, record(gold)), want)
 
   @parameterized.parameters("", " ", "?", r"\frac{1}{")
   def test_math_gold_that_does_not_parse_is_never_matched(self, gold):
@@ -173,28 +138,6 @@ class VerifierTest(parameterized.TestCase):
   def test_reasoning_gym_without_an_entry(self):
     with self.assertRaisesRegex(InputError, "p/1.*needs meta.*'entry'"):
       accuracy.modules_of(record("5", "reasoning_gym"))
-
-
-def real_data():
-  folder = os.environ.get("R1JAX_DATA", "../shared/data")
-  return pathlib.Path(folder)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(
-  not (real_data() / "math500").is_dir(), reason="set R1JAX_DATA to the data folder"
-)
-def test_every_math500_gold_matches_itself_and_no_neighbour():
-  data = problems.load_problems("math500", dir=real_data() / "math500")
-  assert len(data) == 500 - data.counts["dropped_unparsable_gold"]
-  for i, problem in enumerate(data):
-    judged = record(problem.answer)
-    assert accuracy.score(tagged(problem.answer), judged) == 1.0, problem.id
-    assert accuracy.score(f"Thus \\boxed{{{problem.answer}}}.", judged) == 1.0
-    other = data[i - 1].answer
-    # "5" is a right way to answer "x=5"
-    if other.rpartition("=")[2] != problem.answer.rpartition("=")[2]:
-      assert accuracy.score(tagged(other), judged) == 0.0, (problem.id, other)
 
 
 if __name__ == "__main__":

@@ -112,6 +112,27 @@ def test_bad_items_cost_only_themselves(parts, bad, counter):
     assert stats["timeouts"] == stats["crashes"] == stats["errors"] == 0
 
 
+def test_algebra_that_explodes_costs_only_itself():
+  """R8: what math-verify and sympy do not come back from."""
+  texts = [f"<answer>{i}</answer>" for i in range(40)]
+  texts[3] = r"<answer>(x+1)^{2000} - (x+2)^{2000}</answer>"
+  texts[17] = r"<answer>\binom{10^{12}}{10^6} + x</answer>"
+  golds = [str(i) for i in range(40)]
+  golds[3] = golds[17] = "x^2 + 1"
+  asked = [
+    Problem(id=f"p/{i}", prompt="?", answer=gold, verifier="math")
+    for i, gold in enumerate(golds)
+  ]
+  with RewardPool({"accuracy": accuracy.score}, timeout_s=2.0) as pool:
+    pool.warm(asked)
+    start = time.monotonic()
+    scores, stats = pool.score(texts, asked)
+    assert time.monotonic() - start < 20
+  assert [s["accuracy"] for s in scores] == [float(i not in (3, 17)) for i in range(40)]
+  # A worker that outgrows its memory on the way has crashed.
+  assert stats["timeouts"] + stats["crashes"] == 2
+
+
 def test_batch_deadline_bounds_many_slow_items(parts):
   """R8: a deadline per batch as well as per item."""
   with RewardPool(

@@ -67,6 +67,9 @@ class Pool:
 
   names = ("accuracy",)
 
+  def seen(self):
+    return {}
+
   def score_some(self, texts, problems):
     pairs = [tuple(map(int, text.split())) for text in texts]
     parts = [{"accuracy": float(sample < n % 5)} for n, sample in pairs]

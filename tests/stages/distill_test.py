@@ -82,7 +82,7 @@ def test_policy_gradient_of_own_answers(tmp_path):
   ("changes", "message"),
   [
     ({"teacher": {"stage": ""}}, r"config\.own\.teacher\.path='' and stage='': give"),
-    ({"teacher": {"stage": "own"}}, r"teacher\.stage='own': must be a stage before"),
+    ({"teacher": {"stage": "own"}}, r"teacher\.stage='own': must be '' or a stage"),
     ({"on_policy": 2.0}, r"config\.own\.on_policy=2\.0: must be 0 to 1"),
     ({"data": {"source": "jsonl"}}, r"config\.own\.data is set, but with"),
     ({"loss": {"divergence": "foward"}}, r"'foward'.*did you mean 'forward'"),

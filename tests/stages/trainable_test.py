@@ -28,7 +28,7 @@ def trainable_of(c=C, dtype=jnp.float32, **changes):
     "tokenizer": types.SimpleNamespace(stop_ids=tiny.STOP),
     "partition": sharding.single_device(),
     "compute_dtype": dtype,
-    "model_params": lambda: tiny.params(c),
+    "model_params": lambda: jax.tree.map(jnp.copy, tiny.params(c)),
   }
   run = Run(**dict.fromkeys(field.name for field in dataclasses.fields(Run)) | given)
   return Trainable.of(run, settings(**changes))
