@@ -23,7 +23,8 @@ from r1jax.sharding import LOCAL, Partition
 
 # (q_BLKRH, k_BLKH, v_BLKH or None, held, scale) -> (mixed_BLKRH, held), where `held` is
 # what the cache has of the layer: (keys, values), going in with the prompts' two behind
-# them. Without values those are the first of the key's dimensions.
+# them, or as None where that is nothing. Without values those are the first of the
+# key's dimensions. Where what is cached is not k and v, these two are given as `kept`.
 Context = Callable[..., tuple[jax.Array, tuple | None]]
 # Rows of a rollout to a slot, above which a slot's prompt is gathered.
 _ROWS_A_SLOT = 4
@@ -59,9 +60,9 @@ def latent(
 ) -> tuple[jax.Array, tuple | None]:
   """Multi-head latent attention (arXiv 2405.04434, section 2.1).
 
-  Without a cache keys and values are made of the latent. With one, the latent and the
-  shared rotary key are what is cached, and the maps that would make keys and values of
-  them are applied to the queries and the result: all heads attend to one key.
+  The latent and the shared rotary key are what is cached. Among new tokens, keys and
+  values are made of the latent. Where there are cached ones, the maps that would make
+  them are applied to the queries and the result instead: all heads attend to one key.
 
   Returns:
     (out_BLD, the layer's part of the cache).
@@ -80,6 +81,7 @@ def latent(
   latent_BLC, k_rope = jnp.split(down[:, :, None], [m.kv_rank], axis=-1)
   latent_BLC = layers.rms_norm(latent_BLC[:, :, 0], attn["kv_norm"], _LATENT_EPS)
   k_rope = rope.rotate(k_rope, cos_sin)
+  k_BL1H = jnp.concatenate([latent_BLC[:, :, None], k_rope], axis=-1)
   scale = rope.softmax_scale(c)
   if held is None:
     up = layers.linear(latent_BLC, attn["kv_up"])
@@ -87,13 +89,14 @@ def latent(
     k_rope = jnp.broadcast_to(k_rope, (*k_nope.shape[:-1], m.rope_dim))
     k_BLNH = jnp.concatenate([k_nope, k_rope], axis=-1)
     q_BLN1H = jnp.concatenate([q_nope, q_rope], axis=-1)[:, :, :, None]
-    mixed_BLN1H, held = context(q_BLN1H, k_BLNH, v_BLNH, held, scale)
+    mixed_BLN1H, held = context(
+      q_BLN1H, k_BLNH, v_BLNH, held, scale, kept=(k_BL1H, None)
+    )
     mixed_BLNH = mixed_BLN1H[:, :, :, 0]
   else:
     k_up, v_up = jnp.split(layers.matrix(attn["kv_up"]), [m.nope_dim], axis=-1)
     q_latent = jnp.einsum("blnh,cnh->blnc", q_nope, k_up)
     q_BL1NH = jnp.concatenate([q_latent, q_rope], axis=-1)[:, :, None]
-    k_BL1H = jnp.concatenate([latent_BLC[:, :, None], k_rope], axis=-1)
     mixed_BL1NC, held = context(q_BL1NH, k_BL1H, None, held, scale)
     mixed_BLNH = jnp.einsum("blnc,cnh->blnh", mixed_BL1NC[:, :, 0], v_up)
   return layers.linear(mixed_BLNH, attn["o"], contract=2), held
@@ -111,9 +114,32 @@ def among_tokens(
     parents_BL: and to those of the segment that its own one continues.
   """
 
-  def context(q_BLKRH, k_BLKH, v_BLKH, held, scale):
+  def context(q_BLKRH, k_BLKH, v_BLKH, held, scale, *, kept=None):
+    del kept
     arrays = q_BLKRH, k_BLKH, v_BLKH, segments_BL, parents_BL
     return kernels.causal(*arrays, scale=scale, partition=partition), held
+
+  return context
+
+
+def filling(cache: Cache, partition: Partition) -> Context:
+  """Each token attends to those of its row that are not behind it; all are cached.
+
+  Args:
+    cache: `filled_at_once` by the tokens.
+  """
+  among = among_tokens(None, None, partition)
+
+  def context(q_BLKRH, k_BLKH, v_BLKH, held, scale, *, kept=None):
+    k_new, v_new = (k_BLKH, v_BLKH) if kept is None else kept
+    (k_BKHW,), *_ = cache.keys
+    keys = (quantized.like(jnp.moveaxis(k_new, 1, -1), k_BKHW, -2),)
+    values = ()
+    if v_new is not None:
+      (v_BKWH,), *_ = cache.values
+      values = (quantized.like(jnp.moveaxis(v_new, 1, 2), v_BKWH, -1),)
+    mixed_BLKRH, _ = among(q_BLKRH, k_BLKH, v_BLKH, held, scale)
+    return mixed_BLKRH, (keys, values)
 
   return context
 
@@ -240,7 +266,7 @@ class _Prompts:
   """
 
   def __init__(self, prompt: PromptCache, num_slots: int, num_new: int):
-    self._num_new = num_new
+    self._num_new, self._queues = num_new, prompt.queues
     self._shape_QM = len(prompt.length_Q), prompt.samples * num_new
     num_rows = len(prompt.length_Q) * prompt.samples
     row_S = jnp.minimum(prompt.row_S, num_rows - 1)
@@ -254,9 +280,8 @@ class _Prompts:
       self._row_S = row_S
     columns = prompt.keys[0].shape[-1]
     live_QP = jnp.arange(columns) < prompt.length_Q[:, None]
-    self.mask_SLP = jnp.broadcast_to(
-      live_QP[self._prompt_S][:, None], (num_slots, num_new, columns)
-    )
+    live_S1P = self._taken(live_QP, self._prompt_S)[:, None]
+    self.mask_SLP = jnp.broadcast_to(live_S1P, (num_slots, num_new, columns))
 
   def scores(self, q_SLKRH: jax.Array, k_QKHP: Held) -> jax.Array:
     """float32 [S, K, R, L, P]."""
@@ -274,13 +299,25 @@ class _Prompts:
     return jnp.moveaxis(self._by_slot(jnp.moveaxis(out_QKRMH, 3, 1)), 1, 3)
 
   def _gathered(self, held: Held) -> Held:
-    return jax.tree.map(lambda leaf: leaf[self._prompt_S], held)
+    return jax.tree.map(lambda leaf: self._taken(leaf, self._prompt_S), held)
 
   def _by_prompt(self, x_SL: jax.Array) -> jax.Array:
     """[S, L, ...] -> [Q, M, ...], M = G * L."""
-    x_BL = x_SL if self._slot_B is None else x_SL[self._slot_B]
+    x_BL = x_SL if self._slot_B is None else self._taken(x_SL, self._slot_B)
     return x_BL.reshape(*self._shape_QM, *x_SL.shape[2:])
 
   def _by_slot(self, x_QM: jax.Array) -> jax.Array:
     x_BL = x_QM.reshape(-1, self._num_new, *x_QM.shape[2:])
-    return x_BL if self._row_S is None else x_BL[self._row_S]
+    return x_BL if self._row_S is None else self._taken(x_BL, self._row_S)
+
+  def _taken(self, x: jax.Array, index: jax.Array) -> jax.Array:
+    """x[index], where each part of the index points into its part of x.
+
+    Said so that the parts may lie on different devices: none asks another.
+    """
+    x_U = x.reshape(self._queues, -1, *x.shape[1:])
+    size = x_U.shape[1]
+    index_U = index.reshape(self._queues, -1) - size * jnp.arange(self._queues)[:, None]
+    # Idle slots, and rows without a slot, point anywhere.
+    found_U = jax.vmap(jnp.take, (0, 0, None))(x_U, jnp.clip(index_U, 0, size - 1), 0)
+    return found_U.reshape(-1, *x.shape[1:])

@@ -44,6 +44,7 @@ class PromptCache:
     row_S: int32, the row that each slot works on: sample `row % samples` of prompt
       `row // samples`; B where it has none.
     samples: G.
+    queues: equal parts of the slots, each of which works on its part of the rows.
   """
 
   keys: tuple[Held, ...]
@@ -51,6 +52,7 @@ class PromptCache:
   length_Q: jax.Array
   row_S: jax.Array
   samples: int = struct.field(pytree_node=False)
+  queues: int = struct.field(pytree_node=False, default=1)
 
 
 @struct.dataclass
@@ -62,6 +64,7 @@ class Cache:
       follow one another; no values where they lie in the keys.
     length_S: int32, own tokens held by each slot.
     column: int32, where the next token is written, of all slots or [S].
+    filled_at_once: there is nothing in it, and the next tokens will be all it has.
   """
 
   keys: tuple[tuple[Held, ...], ...]
@@ -69,6 +72,7 @@ class Cache:
   length_S: jax.Array
   column: jax.Array
   prompt: PromptCache | None = None
+  filled_at_once: bool = struct.field(pytree_node=False, default=False)
 
   @property
   def windows(self) -> tuple[int, ...]:

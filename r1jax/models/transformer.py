@@ -87,7 +87,7 @@ def forward(
   x_BLD = partition.constrain(x_BLD, ("batch", None, None))
   context = attention.among_tokens(segments_BL, parents_BL, partition)
   if cache is not None:
-    context = attention.with_cache(c, cache, tokens_BL.shape[1], window)
+    context = _with_cache(c, cache, tokens_BL, window, partition)
   layer = _layer(
     c, positions_BL, segments_BL, parents_BL, context, balance, remat, partition
   )
@@ -116,6 +116,7 @@ def forward(
       values=(*[values for _, values in written], *cache.values[len(written) :]),
       length_S=cache.length_S + num_new,
       column=(cache.column + num_new) % cache.num_columns,
+      filled_at_once=False,
     )
   routed = None if c.experts is None else Routed(experts_ZBLK, balance_BL)
   return layers.rms_norm(x_BLD, params["final_norm"], c.norm_eps), cache, routed
@@ -185,7 +186,7 @@ def draft_further(
   """
   p = parameters.layer_of(params["mtp"], 0)
   x_BLD = _with_next(c, params, p, hidden_BLD, next_BL, partition)
-  context = attention.with_cache(c, before, next_BL.shape[1], window)
+  context = _with_cache(c, before, next_BL, window, partition)
   layer = _layer(c, positions_BL, None, None, context, False, "none", partition)
   (x_BLD, _), (_, (keys, values)) = layer((x_BLD, None), (p, None, _held(before, -1)))
   cache = after.replace(
@@ -265,8 +266,22 @@ def _layer(
   return layer if remat == "none" else jax.checkpoint(layer, policy=REMAT[remat])
 
 
-def _held(cache: Cache, layer: int) -> tuple:
+def _with_cache(
+  c: ModelConfig,
+  cache: Cache,
+  tokens_BL: jax.Array,
+  window: int | None,
+  partition: Partition,
+) -> attention.Context:
+  if cache.filled_at_once:
+    return attention.filling(cache, partition)
+  return attention.with_cache(c, cache, tokens_BL.shape[1], window)
+
+
+def _held(cache: Cache, layer: int) -> tuple | None:
   """What a cache has of a layer, see `attention.Context`."""
+  if cache.filled_at_once:
+    return None
   own = (cache.keys[layer], cache.values[layer])
   if cache.prompt is None:
     return own

@@ -5,7 +5,7 @@ looks at the tokens while they come.
 
 Letters: Q prompts, G samples, B = Q * G rows to make, S slots that make them, P prompt
 slots, T completion slots, V vocabulary, Z layers with experts, K experts of a token, J
-drafted tokens, L = 1 + J tokens fed to a slot in a step.
+drafted tokens, L = 1 + J tokens fed to a slot in a step, U queues of N rows.
 
 A slot continues one row; when that ends it takes the next one of the queue without
 leaving the loop. Its first step feeds the prompt's last token, so a row needs nothing
@@ -126,7 +126,8 @@ class DecodeState:
     token_S: the token that each slot feeds next.
     draft_SJ: tokens that are believed to follow it.
     row_S: the row that each slot works on, IDLE when the queue is empty.
-    queue_B, queued, next: rows to do, how many, and how many of them are taken.
+    queue_UN, queued_U, next_U: rows to do, how many, and how many of them are taken;
+      slots and rows are split evenly among queues, in order.
     prompts: what is asked.
     row_keys_B: what a row's draws derive from.
     stop_state_S: what each slot's text may be the beginning of, see `stops`.
@@ -141,9 +142,9 @@ class DecodeState:
   token_S: jax.Array
   draft_SJ: jax.Array
   row_S: jax.Array
-  queue_B: jax.Array
-  queued: jax.Array
-  next: jax.Array
+  queue_UN: jax.Array
+  queued_U: jax.Array
+  next_U: jax.Array
   prompts: Prompts
   row_keys_B: jax.Array
   stop_state_S: jax.Array
@@ -286,11 +287,19 @@ def start(
     given_B = jax.random.wrap_key_data(begun.key_BX)
     row_keys_B = jnp.where(begun.has_key_B, given_B, row_keys_B)
 
+  # The slots of a device work on the prompts that lie there.
+  num_queues = partition.size("batch")
+  if begun is not None or num_prompts % num_queues or num_slots % num_queues:
+    num_queues = 1
   # Begun rows first: only a slot's first row may have tokens already.
   rank_B = jnp.where(done_B, 2, jnp.where(length_B > 0, 0, 1))
-  queue_B = jnp.argsort(rank_B, stable=True).astype(jnp.int32)
-  queued = jnp.sum(~done_B)
-  row_S = jnp.where(jnp.arange(num_slots) < queued, queue_B[:num_slots], IDLE)
+  order_UN = jnp.argsort(rank_B.reshape(num_queues, -1), axis=1, stable=True)
+  first_U1 = num_rows // num_queues * jnp.arange(num_queues)[:, None]
+  queue_UN = (first_U1 + order_UN).astype(jnp.int32)
+  queued_U = jnp.sum(~done_B.reshape(num_queues, -1), axis=1)
+  slot_N = jnp.arange(num_slots // num_queues)
+  row_S = jnp.where(slot_N < queued_U[:, None], queue_UN[:, : slot_N.size], IDLE)
+  row_S = row_S.reshape(-1)
   if num_slots == num_rows:
     # Rows that never move make the prompts' part of attention cheaper.
     row_S = jnp.where(done_B, IDLE, jnp.arange(num_rows))
@@ -324,13 +333,13 @@ def start(
   counts = dict.fromkeys(COUNTS, zero)
   counts["prefill_tokens"] = jnp.sum(prompts.length_Q - 1)
   state = DecodeState(
-    cache=own.replace(prompt=shared),
+    cache=own.replace(prompt=shared.replace(queues=num_queues)),
     token_S=_last(prompts)[jnp.maximum(row_S, 0) // samples],
     draft_SJ=jnp.zeros((num_slots, plan.draft_tokens), jnp.int32),
     row_S=row_S,
-    queue_B=queue_B,
-    queued=queued,
-    next=jnp.minimum(num_slots, queued),
+    queue_UN=queue_UN,
+    queued_U=queued_U,
+    next_U=jnp.minimum(slot_N.size, queued_U),
     prompts=prompts,
     row_keys_B=row_keys_B,
     stop_state_S=stops.first(_of_rows(controls, row_S)),
@@ -438,7 +447,7 @@ def prefill(
     plan.cache or params["embed"].dtype,
     further=further,
     partition=partition,
-  )
+  ).replace(filled_at_once=True)
   positions_QP = jnp.broadcast_to(jnp.arange(capacity), prompts.tokens_QP.shape)
   hidden_QPD, cache, routed = transformer.forward(
     c, params, prompts.tokens_QP, positions_QP, cache=empty, partition=partition
@@ -586,12 +595,13 @@ def _step(
     "accepted_tokens": jnp.sum(jnp.maximum(num_S - 1, 0)),
   }
 
-  # Slots that ended take the next rows of the queue, in slot order.
-  taken_S = s.next + jnp.cumsum(over_S) - 1
-  next_S = s.queue_B[jnp.minimum(taken_S, num_rows - 1)]
-  next_row_S = jnp.where(
-    over_S, jnp.where(taken_S < s.queued, next_S, IDLE), s.row_S
-  ).astype(jnp.int32)
+  # Slots that ended take the next rows of their queue, in slot order.
+  over_UN = over_S.reshape(len(s.queue_UN), -1)
+  taken_UN = s.next_U[:, None] + jnp.cumsum(over_UN, axis=1) - 1
+  last = s.queue_UN.shape[1] - 1
+  next_UN = jnp.take_along_axis(s.queue_UN, jnp.minimum(taken_UN, last), axis=1)
+  next_UN = jnp.where(taken_UN < s.queued_U[:, None], next_UN, IDLE)
+  next_row_S = jnp.where(over_S, next_UN.reshape(-1), s.row_S).astype(jnp.int32)
   next_prompt_S = jnp.maximum(next_row_S, 0) // plan.samples
   seen_SV = s.seen_SV
   if seen_SV is not None:
@@ -617,7 +627,7 @@ def _step(
     token_S=jnp.where(over_S, _last(s.prompts)[next_prompt_S], token_S),
     draft_SJ=draft_SJ,
     row_S=next_row_S,
-    next=jnp.minimum(s.next + over_S.sum(), s.queued),
+    next_U=jnp.minimum(s.next_U + over_UN.sum(axis=1), s.queued_U),
     stop_state_S=jnp.where(
       over_S, stops.first(_of_rows(controls, next_row_S)), at_last(stop_state_SL)
     ),

@@ -187,7 +187,7 @@ def family(partition):
     for path, leaf in trees.flatten(fetch(partition, gradient)).items():
       found[f"family/{name}/{path}"] = leaf
     if c.experts is not None:
-      seen = rollout(partition, 6, c)
+      seen = rollout(partition, 8, c)
       found |= {f"family_{name}_{key}": value for key, value in seen.items()}
   return found
 
