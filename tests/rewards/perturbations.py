@@ -91,11 +91,11 @@ def value_of(text: str) -> Fraction | None:
     return Fraction(re.sub(r"[^-\d]", "", text))
   if _DECIMAL.fullmatch(text):
     return Fraction(Decimal(text))
-  if match := _MIXED.fullmatch(text):
+  if (match := _MIXED.fullmatch(text)) and int(match["below"]):
     return int(match["whole"]) + Fraction(int(match["above"]), int(match["below"]))
   if match := _FRACTION.fullmatch(text):
     above, below = (int(part) for part in match.groups()[1:] if part)
-    return Fraction(-above if match["sign"] else above, below)
+    return Fraction(-above if match["sign"] else above, below) if below else None
   return None
 
 
