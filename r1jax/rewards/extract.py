@@ -44,8 +44,10 @@ WORD = re.compile(
   r"|beta|gamma|sqrt|frac|inf)(?![A-Za-z]))[A-Za-z]{3,}"
 )
 
-# Short words make prose too, other than in "ab + 2".
-PROSE = re.compile(rf"{WORD.pattern}|\b(?:is|are|or|so|of|in|by|we|it|as|to|at|an)\b")
+# Short words make prose too, other than in "ab + 2"; not \in and the like.
+PROSE = re.compile(
+  rf"{WORD.pattern}|(?<!\\)\b(?:is|are|or|so|of|in|by|we|it|as|to|at|an)\b"
+)
 # Beside a number these make it another.
 _BEFORE = re.compile(
   r"\b(?:not|no|least|most|than|about|approximately|roughly|nearly|almost|over|under"
@@ -73,7 +75,7 @@ _NUMBER = re.compile(
   r"(?P<number>\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"
   r"(?:[eE](?P<e>[-+]?\d{1,3})(?!\w)|⏨\{?(?P<ten>[-+]?\d{1,3})\}?"
   r"|\^(?:\{(?P<power>-?\d{1,2})\}|(?P<digit>\d))"
-  r"|\s?/\s?(?P<below>\d+(?![\d.])))?"
+  r"|\s?/\s?(?P<below>\d+(?!\d|\.\d)))?"
 )
 
 

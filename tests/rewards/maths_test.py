@@ -117,6 +117,9 @@ CASES = [
   (r"\text{east}", ["east", "East", r"\textbf{east}"], ["seat", "teas", "west", "5"]),
   (r"\text{(B)}", ["B", "(B)"], ["(C)", "A, B", "A"]),
   ("x=5", ["5", "5 = x"], ["y=5", "x=-5", "x"]),
+  (r"x \in [-2,7]", ["[-2,7]"], [r"-x \in [-2,7]", r"$-x \in [-2,7]$"]),
+  # the question, which an algebra system would solve for words
+  ("x=5", [], [r"Find all values of $x$ that satisfy $x = \!\sqrt{11-2x} + 4$."]),
 ]
 
 
