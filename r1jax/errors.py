@@ -1,7 +1,9 @@
 """Errors that a user can act on."""
 
 import difflib
+import sys
 from collections.abc import Iterable
+from typing import NoReturn
 
 
 class InputError(Exception):
@@ -26,3 +28,9 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
   """A clause ' (did you mean ...?)', or nothing where no name is near."""
   close = difflib.get_close_matches(str(name), list(allowed), n=1, cutoff=0.5)
   return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def refuse(error: Exception | str) -> NoReturn:
+  """Ends a command with 2, the exit code for bad input, and one line that says why."""
+  print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+  sys.exit(2)

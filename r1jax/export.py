@@ -32,7 +32,7 @@ from rich.text import Text
 from r1jax import sharding, terminal, train
 from r1jax.checkpoints import Checkpoints, write_json
 from r1jax.data.tokenizer import Tokenizer, load_tokenizer
-from r1jax.errors import InputError, one_of
+from r1jax.errors import InputError, one_of, refuse
 from r1jax.models import parameters
 from r1jax.models.config import ModelConfig
 from r1jax.sharding import TRAIN_RULES, Partition
@@ -296,13 +296,8 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
     names = ("checkpoint", "model", "out", "step")
     check_flags(**{name: flags.FLAGS[name].value for name in names})
   except (flags.Error, InputError) as e:
-    _refuse(e)
+    refuse(e)
   return rest
-
-
-def _refuse(error: Exception | str) -> None:
-  print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-  sys.exit(2)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -326,11 +321,11 @@ def main(argv: Sequence[str]) -> None:
       command=["python", "-m", "r1jax.export", *sys.argv[1:]],
     )
   except InputError as e:
-    _refuse(e)
+    refuse(e)
   except OSError as e:
     if e.errno not in _UNWRITABLE:
       raise
-    _refuse(f"cannot write to --out={given.out}: {os.strerror(e.errno)}")
+    refuse(f"cannot write to --out={given.out}: {os.strerror(e.errno)}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ All text from models, data sets and configs goes through the template's escaping
 import itertools
 import json
 import re
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -20,7 +19,7 @@ import jinja2
 from absl import app, flags
 
 from r1jax import charts, metrics, panels, terminal
-from r1jax.errors import InputError
+from r1jax.errors import InputError, refuse
 
 MAX_PROBLEMS = 8
 MAX_EVALUATIONS = 200
@@ -413,8 +412,7 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
   try:
     return flags.FLAGS(argv)
   except flags.Error as e:
-    print(f"error: {e}", file=sys.stderr)
-    sys.exit(2)
+    refuse(e)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -425,8 +423,7 @@ def main(argv: Sequence[str]) -> None:
       raise InputError("--workdir=DIR is needed: the folder of a run")
     print(write_report(flags.FLAGS.workdir, flags.FLAGS.out))
   except InputError as e:
-    print(f"error: {e}", file=sys.stderr)
-    sys.exit(2)
+    refuse(e)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ from r1jax import (
   terminal,
   trees,
 )
-from r1jax.errors import InputError
+from r1jax.errors import InputError, refuse
 from r1jax.models import parameters
 from r1jax.sharding import TRAIN_RULES, Partition
 from r1jax.stages import reference, setup
@@ -362,11 +362,11 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
       raise InputError("--workdir=DIR is needed: the folder that the run writes to")
     flags.FLAGS.config.to_dict()  # a file that could not be read says so here
   except (AttributeError, LookupError) as e:
-    _refuse(f"no such setting: {_innermost(e)}")
+    refuse(f"no such setting: {_innermost(e)}")
   except ModuleNotFoundError as e:
-    _refuse(f"{e} by the config; run the command in the folder that holds configs/")
+    refuse(f"{e} by the config; run the command in the folder that holds configs/")
   except (flags.Error, OSError, InputError) as e:
-    _refuse(e)
+    refuse(e)
   return rest
 
 
@@ -374,11 +374,6 @@ def _innermost(error: Exception) -> str:
   """The text of an error that may have been wrapped in others."""
   inner = error.args[0] if error.args else ""
   return _innermost(inner) if isinstance(inner, Exception) else str(inner)
-
-
-def _refuse(error: Exception | str) -> None:
-  print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-  sys.exit(2)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -394,11 +389,11 @@ def main(argv: Sequence[str]) -> None:
       command=["python", "-m", "r1jax.train", *sys.argv[1:]],
     )
   except InputError as e:
-    _refuse(e)
+    refuse(e)
   except OSError as e:
     if e.errno not in _UNWRITABLE:
       raise
-    _refuse(
+    refuse(
       f"cannot write to --workdir={flags.FLAGS.workdir}: {e.strerror}. What is there "
       "is kept: make room (or permit writing), and the same command continues"
     )

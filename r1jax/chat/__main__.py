@@ -33,7 +33,7 @@ from r1jax import sharding, terminal, trees
 from r1jax.chat.conversation import COMMANDS, Conversation, Settings
 from r1jax.data import templates
 from r1jax.data.tokenizer import Tokenizer, load_tokenizer
-from r1jax.errors import InputError, one_of
+from r1jax.errors import InputError, one_of, refuse
 from r1jax.models import parameters
 from r1jax.models.config import ModelConfig
 from r1jax.sampling.streaming import Streamer
@@ -255,13 +255,8 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
     if bool(flags.FLAGS.model) == bool(flags.FLAGS.checkpoint):
       raise InputError("one of --model=PATH and --checkpoint=RUN is needed")
   except (flags.Error, InputError) as e:
-    _refuse(e)
+    refuse(e)
   return rest
-
-
-def _refuse(error: Exception) -> None:
-  print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-  sys.exit(2)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -288,7 +283,7 @@ def main(argv: Sequence[str]) -> None:
       seed=values.seed,
     )
   except InputError as e:
-    _refuse(e)
+    refuse(e)
   except KeyboardInterrupt:
     print(file=sys.stderr)
     code = 130

@@ -11,7 +11,6 @@ input.
 
 import dataclasses
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from absl import app, flags
 
 from r1jax import metrics
 from r1jax.compare import curves, figure, table
-from r1jax.errors import InputError
+from r1jax.errors import InputError, refuse
 
 
 def write(comparison: curves.Comparison, out: Path) -> list[Path]:
@@ -53,13 +52,8 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
     if flags.FLAGS.out is None:
       raise InputError("--out=FOLDER is needed: the folder that is written")
   except (flags.Error, InputError) as e:
-    _refuse(e)
+    refuse(e)
   return rest
-
-
-def _refuse(error: Exception) -> None:
-  print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-  sys.exit(2)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -68,7 +62,7 @@ def main(argv: Sequence[str]) -> None:
     comparison = curves.read(argv[1:], eval_set=given.set, budget=given.answers)
     paths = write(comparison, Path(given.out))
   except InputError as e:
-    _refuse(e)
+    refuse(e)
   print(table.markdown(comparison))
   for path in paths:
     print(path)
