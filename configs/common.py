@@ -20,15 +20,7 @@ def run() -> ConfigDict:
   c.mesh = ConfigDict({"data": -1, "fsdp": 1, "tp": 1, "ep": 1})
   # CPU devices to split the machine into; 0 leaves it to jax.
   c.cpu_devices = 0
-  c.model = ConfigDict(
-    {
-      # A .gguf file or a Hugging Face folder; "" makes fresh weights of a preset.
-      "path": "",
-      "preset": "tiny",
-      "shape": ConfigDict(),  # fields of ModelConfig that differ from the preset
-      "compute_dtype": "auto",  # float32 on CPU, bfloat16 elsewhere
-    }
-  )
+  c.model = model()
   c.tokenizer = ConfigDict(
     {
       # "" takes the model's own, or trains one on the first stage's examples.
@@ -62,6 +54,19 @@ def run() -> ConfigDict:
   # directory; the first compiles.
   c.profile = ConfigDict({"steps": ()})
   return c
+
+
+def model(path: str = "", *, preset: str = "tiny") -> ConfigDict:
+  """Of a run, or as `model` of a stage that has another one than the run."""
+  return ConfigDict(
+    {
+      # A .gguf file or a Hugging Face folder; "" makes fresh weights of a preset.
+      "path": path,
+      "preset": preset,
+      "shape": ConfigDict(),  # fields of ModelConfig that differ from the preset
+      "compute_dtype": "auto",  # float32 on CPU, bfloat16 elsewhere
+    }
+  )
 
 
 def template(name: str = "r1_zero", suffix: str = "") -> ConfigDict:

@@ -97,6 +97,7 @@ def of_checkpoint(path: str, step: int | None) -> Source:
       f"--step={step}: stage {stage!r} has no such checkpoint; there are: "
       f"{', '.join(map(str, steps)) or 'none'}"
     )
+  config = {**config, **setup.of_stage(config, stage)}
   tokenizer = _tokenizer(config, workdir, stage)
   model, _ = setup.make_model(config, tokenizer, sharding.single_device())
   partition = _partition(model)

@@ -116,13 +116,10 @@ def train(
   folder = _folder(workdir)
   stages = setup.stage_configs(plain)
   partition = Partition(sharding.make_mesh(plain["mesh"]), TRAIN_RULES)
-  tokenizer = setup.make_tokenizer(plain, stages, folder)
-  model, model_params = setup.make_model(plain, tokenizer, partition)
+  models = _models(plain, stages, partition, folder)
+  first = models[next(iter(stages))]
   _refuse_other_stages(folder, stages)
-  num_params = sum(
-    int(np.prod(spec.shape))
-    for spec in trees.flatten(parameters.param_specs(model)).values()
-  )
+  num_params = parameters.num_params(first["model"])
   log = plain["log"]
 
   with contextlib.ExitStack() as opened:
@@ -141,11 +138,9 @@ def train(
       workdir=folder,
       stages=tuple(stages),
       seed=plain["seed"],
-      model=model,
-      tokenizer=tokenizer,
       partition=partition,
-      compute_dtype=setup.compute_dtype(plain["model"]["compute_dtype"]),
-      model_params=model_params,
+      **first,
+      models=models,
       writer=writer,
       clock=PhaseClock(watchdog),
       watchdog=watchdog,
@@ -166,6 +161,11 @@ def train(
       workdir=folder,
       console=console,
     )
+    setup.check_tokenizers(run, stages)
+    for name in stages:
+      if run.of(name).model != run.model:
+        size = parameters.num_params(run.of(name).model)
+        run.say(f"{name}: a model of its own, {size:,} parameters")
     made_from = _made_from(run, plain, stages)
     done = {name: is_done(run, name, made_from[name]) for name in stages}
     code = 0
@@ -192,14 +192,14 @@ def train(
       for name in left:
         with watchdog.phase("prepare"), setup.keys_of(name, plain):
           prepare, _ = setup.STAGES[stages[name]["kind"]]
-          prepared[name] = prepare(run, name, stages[name])
+          prepared[name] = prepare(run.of(name), name, stages[name])
       if left:
         run.say(str(run.machine))
       for name in left:
         begin(run, name, made_from[name])
         with watchdog.phase(name), setup.keys_of(name, plain):
           _, run_stage = setup.STAGES[stages[name]["kind"]]
-          run_stage(run, name, stages[name], prepared.pop(name))
+          run_stage(run.of(name), name, stages[name], prepared.pop(name))
     except Stopped as e:
       run.say(f"{e}; the same command continues")
       # Another host may have been the one that was told.
@@ -217,6 +217,33 @@ def train(
     console=console,
   )
   return code
+
+
+def _models(
+  config: Mapping[str, Any],
+  stages: Mapping[str, Mapping[str, Any]],
+  partition: Partition,
+  folder: Path,
+) -> dict[str, dict[str, Any]]:
+  """`Run.models`: of every stage what its sections `model` and `tokenizer` make."""
+  made, found = {}, {}
+  for name in stages:
+    sections = setup.of_stage(config, name)
+    key = json.dumps(sections, sort_keys=True)
+    if key not in made:
+      with setup.keys_of(name, config):
+        tokenizer = setup.make_tokenizer(sections, stages, folder)
+        model, make = setup.make_model(
+          {**sections, "seed": config["seed"]}, tokenizer, partition
+        )
+        made[key] = {
+          "model": model,
+          "tokenizer": tokenizer,
+          "compute_dtype": setup.compute_dtype(sections["model"]["compute_dtype"]),
+          "model_params": make,
+        }
+    found[name] = made[key]
+  return found
 
 
 def _join_processes() -> None:
@@ -256,7 +283,7 @@ def _profile_steps(
   config: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any]]
 ) -> tuple[int, ...]:
   steps = tuple(config["profile"]["steps"])
-  last = max(settings["num_steps"] for settings in stages.values())
+  last = max(settings.get("num_steps", 1) for settings in stages.values())
   for step in steps:
     if not isinstance(step, int) or not 1 <= step <= last:
       raise InputError(
@@ -266,8 +293,9 @@ def _profile_steps(
 
 
 def _refuse_other_stages(folder: Path, stages: Mapping[str, Any]) -> None:
-  kept = folder / "checkpoints"
-  others = {path.name for path in kept.iterdir()} if kept.is_dir() else set()
+  others = {
+    path.name for kind in ("checkpoints", "data") for path in folder.glob(f"{kind}/*")
+  }
   if others := sorted(others - set(stages)):
     raise InputError(
       f"--workdir={folder} holds a run of another config, with the stages "
@@ -281,15 +309,16 @@ def _made_from(
   """{stage: all that its result depends on}, its input by a digest of the same."""
   found, digests = {}, {}
   for name, settings in stages.items():
+    its, path = run.of(name), setup.of_stage(config, name)["model"]["path"]
     made_of = {key: digests[stage] for key, stage in setup.inputs(settings).items()}
     found[name] = setup.depends_on(
       settings,
       {
         "seed": run.seed,
-        "model": dataclasses.asdict(run.model)
-        | {"compute_dtype": np.dtype(run.compute_dtype).name},
-        "tokenizer": run.tokenizer.fingerprint,
-        "input": made_of | {"model": trees.digest(repr(config["model"]["path"]))},
+        "model": dataclasses.asdict(its.model)
+        | {"compute_dtype": np.dtype(its.compute_dtype).name},
+        "tokenizer": its.tokenizer.fingerprint,
+        "input": made_of | {"model": trees.digest(repr(path))},
       },
     )
     digests[name] = trees.digest(json.dumps(found[name], sort_keys=True))
@@ -309,11 +338,13 @@ def _bytes_per_device(
       if leaf.sharding.memory_kind != optim.HOST_MEMORY
     )
 
-  model = parameters.param_specs(run.model)
   largest = 0
   for name, settings in stages.items():
+    if "optim" not in settings:
+      continue
+    its = run.of(name)
     with setup.keys_of(name, config):
-      trainable = Trainable.of(run, settings)
+      trainable = Trainable.of(its, settings)
       optimizer, _ = trainable.optimizer(settings["optim"])
       state = states.abstract_state(
         trainable.specs, optimizer, run.partition, np.float32
@@ -323,10 +354,11 @@ def _bytes_per_device(
       num_bytes += reference.is_used(settings) * size(state.params)
       if settings["advantage"]["estimator"] == "gae":
         with setup.keys_of(name, config):
-          num_bytes += size(Critic(run, settings).abstract())
+          num_bytes += size(Critic(its, settings).abstract())
     if trainable.lora is not None:
-      held = run.partition.of_specs(model)
-      num_bytes += size(parameters.abstract(model, run.compute_dtype, held))
+      specs = parameters.param_specs(its.model)
+      held = run.partition.of_specs(specs)
+      num_bytes += size(parameters.abstract(specs, its.compute_dtype, held))
     largest = max(largest, num_bytes)
   return largest
 

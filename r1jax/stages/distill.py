@@ -162,7 +162,8 @@ def teacher_of(run: Run, section: Mapping[str, str]) -> Teacher:
       f"config.teacher.path={path!r} and stage={stage!r}: give one of the two"
     )
   if stage:
-    return Teacher(run.model, lambda: run.cast(run.params_of(stage)))
+    its = run.of(stage)
+    return Teacher(its.model, lambda: its.cast(its.params_of(stage)))
   local = paths.local_path(path)
   model, tokenizer = paths.read_config(local), tokenizers.load_tokenizer(local)
   if tokenizer.fingerprint != run.tokenizer.fingerprint:

@@ -12,7 +12,7 @@ from jax.experimental import multihost_utils
 
 from r1jax.checkpoints import Checkpoints, write_json
 from r1jax.errors import InputError, one_of
-from r1jax.stages.run import SETTINGS, Run
+from r1jax.stages.run import DATA_KINDS, SETTINGS, Run
 
 ON_CHANGE = ("error", "rerun")
 
@@ -27,7 +27,10 @@ def is_done(run: Run, stage: str, settings: Mapping[str, Any]) -> bool:
     InputError: it was run with others, and `run.on_change` is "error".
   """
   one_of(run.on_change, ON_CHANGE, key="config.on_change")
-  changed = _changed(run, stage, settings)
+  makes_data = settings["kind"] in DATA_KINDS
+  steps = [] if makes_data else Checkpoints(run.folder(stage)).steps()
+  has_made = run.product(stage).exists() if makes_data else bool(steps)
+  changed = _changed(run, stage, settings) if has_made else []
   if changed and run.on_change == "error":
     more = f"; and {len(changed) - 4} more" if len(changed) > 4 else ""
     raise InputError(
@@ -35,23 +38,24 @@ def is_done(run: Run, stage: str, settings: Mapping[str, Any]) -> bool:
       f"{'; '.join(changed[:4])}{more}. Choose another --workdir, set it back, or "
       f"give --config.on_change=rerun to run {stage!r} and what follows from it again"
     )
-  steps = Checkpoints(run.folder(stage)).steps()
-  if changed or not steps:
+  if changed or not has_made:
     return False
+  if makes_data:
+    return True
   return _taken_up(run, run.folder(stage), steps) >= settings["num_steps"]
 
 
 def begin(run: Run, stage: str, settings: Mapping[str, Any]) -> None:
   """Notes the settings of a stage that is about to run.
 
-  One that was run with others loses its checkpoints and samples, and so starts again.
+  One that was run with others loses what it made and its samples, and so starts again.
   """
   changed = _changed(run, stage, settings)
   if changed:
     run.say(f"{stage}: runs again, since {'; '.join(changed)}")
   _sync("r1jax:settings")
   if run.is_main:
-    folder = run.folder(stage)
+    folder = _home(run, stage, settings)
     if changed:
       for old in (run.workdir / "samples" / stage, folder):
         shutil.rmtree(old, ignore_errors=True)
@@ -61,11 +65,17 @@ def begin(run: Run, stage: str, settings: Mapping[str, Any]) -> None:
 
 
 def _changed(run: Run, stage: str, settings: Mapping[str, Any]) -> list[str]:
-  """What differs from the settings that the checkpoints of a stage were made with."""
-  path = run.folder(stage) / SETTINGS
-  if not path.exists() or not Checkpoints(run.folder(stage)).steps():
+  """What differs from the settings that a stage was begun with."""
+  path = _home(run, stage, settings) / SETTINGS
+  if not path.exists():
     return []
   return differences(json.loads(path.read_text()), json.loads(json.dumps(settings)))
+
+
+def _home(run: Run, stage: str, settings: Mapping[str, Any]) -> Path:
+  if settings["kind"] in DATA_KINDS:
+    return run.product(stage).parent
+  return run.folder(stage)
 
 
 def _taken_up(run: Run, folder: Path, steps: list[int]) -> int:

@@ -32,8 +32,10 @@ from r1jax.terminal import Progress
 from r1jax.types import Statistic
 from r1jax.watchdog import PhaseClock, Watchdog
 
-# Beside the checkpoints of a stage: what it was made from.
+# Beside what a stage has made: what it was made from.
 SETTINGS = "settings.json"
+# Kinds of stages that make text, for later ones to be trained on, and no weights.
+DATA_KINDS = ("rejection", "pairs")
 
 
 class Stopped(Exception):
@@ -47,8 +49,10 @@ class Run:
   Attributes:
     stages: names of all stages, in order.
     seed: of every draw.
-    compute_dtype: of activations, and of the weights that make them.
-    model_params: makes the parameters that `config.model` stands for.
+    model, tokenizer: of the stage that is handed this.
+    compute_dtype: of its activations, and of the weights that make them.
+    model_params: makes the parameters that its `config.model` stands for.
+    models: for every stage these four fields; empty where all stages share them.
     checkpoint: settings of `Checkpoints`, and `step` and `skip_damaged` of `restore`.
     on_change: what happens to a stage whose settings are not those it was run with.
     profile_steps: those of every stage that are traced.
@@ -64,6 +68,7 @@ class Run:
   partition: Partition
   compute_dtype: Any
   model_params: Callable[[], Any]
+  models: Mapping[str, Mapping[str, Any]]
   writer: metrics.Writer
   clock: PhaseClock
   watchdog: Watchdog
@@ -87,7 +92,16 @@ class Run:
     self.console.print(line, markup=False, soft_wrap=True)
 
   def folder(self, stage: str) -> Path:
+    """Where the checkpoints of a stage are."""
     return self.workdir / "checkpoints" / stage
+
+  def product(self, stage: str) -> Path:
+    """The file that a stage of one of `DATA_KINDS` makes; it is there when all is."""
+    return self.workdir / "data" / stage / "made.jsonl"
+
+  def of(self, stage: str) -> "Run":
+    """As it is handed to a stage, which may have another model."""
+    return dataclasses.replace(self, **self.models[stage]) if self.models else self
 
   def cast(self, params: Any) -> Any:
     """Parameters as the forward pass takes them; gradients keep the stored dtype.
@@ -107,11 +121,12 @@ class Run:
     """What a finished stage made, or what `config.model` stands for if "" is named."""
     if not stage:
       return self.model_params()
+    its = self.of(stage)
     return params_of(
       self.folder(stage),
-      model=self.model,
+      model=its.model,
       partition=self.partition,
-      init=self.params_of,
+      init=its.params_of,
     )
 
 

@@ -177,9 +177,9 @@ class Verdicts:
     aggregation: str = "min",
   ):
     one_of(aggregation, AGGREGATIONS, key="aggregation")
-    self._run, self._aggregate = run, AGGREGATIONS[aggregation]
-    self._config, self._trained, self._frozen = load(run, stage)
-    self._score = Scorer(run, self._config, rows=rows, row_length=row_length)
+    self._run, self._aggregate = run.of(stage), AGGREGATIONS[aggregation]
+    self._config, self._trained, self._frozen = load(self._run, stage)
+    self._score = Scorer(self._run, self._config, rows=rows, row_length=row_length)
     self.objective = self._config["objective"]
 
   def __call__(

@@ -31,6 +31,7 @@ from r1jax.stages.expert import prepare_expert, train_expert
 from r1jax.stages.grpo import prepare_grpo, train_grpo
 from r1jax.stages.preference import prepare_preference, train_preference
 from r1jax.stages.reward_model import prepare_reward_model, train_reward_model
+from r1jax.stages.run import DATA_KINDS, Run
 from r1jax.stages.sft import prepare_sft, train_sft
 from r1jax.training import state as states
 from r1jax.weights import paths
@@ -40,6 +41,8 @@ GLOBAL = frozenset(
   {"seed", "stages", "mesh", "model", "tokenizer", "checkpoint", "log"}
   | {"on_change", "cpu_devices", "profile"}
 )
+# Of these a stage may have its own, which are then its model's.
+MODEL = ("model", "tokenizer")
 # Parts of a stage's settings that change nothing in what it makes.
 FREE = (
   *("eval.every", "eval.batch", "eval.slots", "reward.num_workers"),
@@ -208,7 +211,11 @@ def stage_configs(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
       raise InputError(f"config.{key} is not known{nearest(key, known)}")
   found = {}
   for place, name in enumerate(names):
-    own = config[name]
+    own = {key: value for key, value in config[name].items() if key not in MODEL}
+    for key in MODEL:
+      if key in config[name]:
+        fields = dict.fromkeys(config[key], True)
+        _check(config[name][key], fields, f"config.{name}.{key}")
     kind = one_of(own.get("kind", ""), STAGES, key=f"config.{name}.kind")
     wanted = _wanted(kind)
     shared = {k: v for k, v in config.items() if k in wanted and k not in GLOBAL}
@@ -223,29 +230,68 @@ def stage_configs(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
           f"config.{name}.{key}={stage!r}: must be '' or a stage before it "
           f"({', '.join(names[:place]) or 'there is none'})"
         )
-    judging = inputs(settings).get("reward.model.stage")
-    if judging and found[judging]["kind"] != "reward_model":
-      raise InputError(
-        f"config.{name}.reward.model.stage={judging!r} is of the kind "
-        f"{found[judging]['kind']!r}; name one of the kind 'reward_model'"
-      )
-    if settings["init"] and found[settings["init"]]["kind"] == "reward_model":
-      raise InputError(
-        f"config.{name}.init={settings['init']!r}: that stage makes a model with a "
-        "scalar head, which no stage begins with; name another one"
-      )
+      allowed = _made_by(key)
+      if found[stage]["kind"] not in allowed:
+        raise InputError(
+          f"config.{name}.{key}={stage!r} is of the kind {found[stage]['kind']!r}; "
+          f"name one of the kind {' or '.join(map(repr, allowed))}"
+        )
+      if key == "init" and of_stage(config, stage) != of_stage(config, name):
+        raise InputError(
+          f"config.{name}.init={stage!r} has another model; give both stages the same "
+          "sections `model` and `tokenizer`"
+        )
     found[name] = settings
   return found
 
 
-def inputs(settings: Mapping[str, Any]) -> dict[str, str]:
-  """{key: the earlier stage that it names} of a stage's settings."""
-  named = {
-    "init": settings["init"],
-    "teacher.stage": settings.get("teacher", {}).get("stage"),
-    "reward.model.stage": settings.get("reward", {}).get("model", {}).get("stage"),
+def inputs(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+  """{key: the earlier stage that it names} of a stage's settings, at any depth.
+
+  Keys are `init`, `stage`, and the places of `stages`, a list.
+  """
+  found = {}
+  for key, value in settings.items():
+    path = f"{prefix}{key}"
+    if isinstance(value, Mapping):
+      found |= inputs(value, f"{path}.")
+    elif key == "stages":
+      found |= {f"{path}.{place}": stage for place, stage in enumerate(value)}
+    elif key in ("init", "stage") and value:
+      found[path] = value
+  return found
+
+
+def _made_by(key: str) -> tuple[str, ...]:
+  """Kinds of stages that make what a key of `inputs` wants."""
+  special = {
+    "reward": ("reward_model",),
+    "data": ("pairs",),
+    "examples": ("rejection",),
+    "also": ("rejection",),
   }
-  return {key: stage for key, stage in named.items() if stage}
+  weights = [kind for kind in STAGES if kind not in (*DATA_KINDS, "reward_model")]
+  return special.get(key.split(".")[0], tuple(weights))
+
+
+def of_stage(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+  """The sections `MODEL` of a stage: its own, or those of the run."""
+  return {key: config[name].get(key, config[key]) for key in MODEL}
+
+
+def check_tokenizers(run: Run, stages: Mapping[str, Mapping[str, Any]]) -> None:
+  """Raises InputError where a stage asks a model that reads other tokens."""
+  for name, settings in stages.items():
+    for key, stage in inputs(settings).items():
+      reads_text = key.split(".")[0] in ("data", "examples", "also", "judge")
+      if reads_text or run.of(stage).tokenizer.fingerprint == (
+        run.of(name).tokenizer.fingerprint
+      ):
+        continue
+      raise InputError(
+        f"config.{name}.{key}={stage!r} has another tokenizer than {name!r}; name a "
+        "stage that shares it"
+      )
 
 
 def _wanted(kind: str) -> tuple[str, ...]:

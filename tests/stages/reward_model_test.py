@@ -309,7 +309,7 @@ def test_no_stage_begins_with_a_head(tmp_path):
   c.after = common.sft()
   c.after.init = "judge"
   c.stages = ("judge", "after")
-  with pytest.raises(InputError, match=r"config\.after\.init='judge': .*scalar head"):
+  with pytest.raises(InputError, match=r"init='judge' is of .*'reward_model'"):
     setup.stage_configs(c.to_dict())
 
 
