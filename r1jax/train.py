@@ -45,6 +45,7 @@ from r1jax import (
   terminal,
   trees,
 )
+from r1jax.command import parse_flags
 from r1jax.errors import InputError, refuse
 from r1jax.models import parameters
 from r1jax.sharding import TRAIN_RULES, Partition
@@ -383,29 +384,9 @@ def versions() -> dict[str, str]:
   return {"python": platform.python_version(), "r1jax": __version__, **found}
 
 
-def _parse_flags(argv: Sequence[str]) -> list[str]:
-  try:
-    rest = flags.FLAGS(argv)
-    if len(rest) > 1:
-      raise InputError(f"{rest[1:]} is not expected; settings are --config.key=value")
-    if flags.FLAGS["config"].value is None:
-      raise InputError("--config=configs/NAME.py is needed")
-    if not flags.FLAGS.workdir:
-      raise InputError("--workdir=DIR is needed: the folder that the run writes to")
-    flags.FLAGS.config.to_dict()  # a file that could not be read says so here
-  except (AttributeError, LookupError) as e:
-    refuse(f"no such setting: {_innermost(e)}")
-  except ModuleNotFoundError as e:
-    refuse(f"{e} by the config; run the command in the folder that holds configs/")
-  except (flags.Error, OSError, InputError) as e:
-    refuse(e)
-  return rest
-
-
-def _innermost(error: Exception) -> str:
-  """The text of an error that may have been wrapped in others."""
-  inner = error.args[0] if error.args else ""
-  return _innermost(inner) if isinstance(inner, Exception) else str(inner)
+def _check_flags() -> None:
+  if not flags.FLAGS.workdir:
+    raise InputError("--workdir=DIR is needed: the folder that the run writes to")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -435,4 +416,4 @@ def main(argv: Sequence[str]) -> None:
 if __name__ == "__main__":
   config_flags.DEFINE_config_file("config", lock_config=True)
   flags.DEFINE_string("workdir", None, "The run directory.")
-  app.run(main, flags_parser=_parse_flags)
+  app.run(main, flags_parser=lambda argv: parse_flags(argv, _check_flags))

@@ -12,8 +12,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 ROWS = (
   (
     "free",
-    {"train", "evaluate", "plan", "report", "chat", "export", "compare"}
-    | {"charts", "panels"},
+    {"train", "evaluate", "plan", "report", "chat", "export", "compare", "audit"}
+    | {"charts", "panels", "command"},
   ),
   ("apart", {"stages"}),
   (
