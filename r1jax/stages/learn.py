@@ -28,7 +28,7 @@ from r1jax.training import state as states
 from r1jax.training import step as steps
 from r1jax.training.logprobs import TokenScores, token_logprobs
 from r1jax.training.minibatches import Minibatch, minibatches
-from r1jax.training.policy import policy_loss, scored
+from r1jax.training.policy import policy_loss, scored, unscored
 from r1jax.types import Experience, Statistic, TokenRows
 
 # What the weights at the start of a step say of tokens, and later epochs need again.
@@ -87,6 +87,8 @@ class Learner:
     by_token = advantages.reads_tokens(config)
     self._fetches = by_token or self._epochs > 1
     self._needs_old = by_token or self.updates > 1
+    # The host needs all of them, or those that are learnt from by other weights.
+    self._first_scored = 0 if self._fetches else 1
     self._has_reference = reference.is_used(config)
     self._coefficient = reference.Coefficient(config)
     shardings = states.state_shardings(
@@ -108,6 +110,11 @@ class Learner:
     )
     correction = {k: v for k, v in config["loss"].items() if k.startswith("correction")}
     self._with_old = jax.jit(functools.partial(scored, **correction))
+    self._without_old = functools.partial(
+      unscored,
+      correction=correction["correction"],
+      correction_veto=correction["correction_veto"],
+    )
     self._everywhere = jax.jit(lambda tree: tree, out_shardings=everywhere)
     self._merged = jax.jit(
       lambda means: functools.reduce(lambda a, b: a.merge(b), means),
@@ -192,8 +199,14 @@ class Learner:
     has_critic = self._critic is not None
     passes = self._epochs * (self._trainable.update_passes + 3 * has_critic)
     found = {"update": forward.times(passes)}
-    if scores := self._needs_old + self._has_reference + has_critic:
+    scores = self._has_reference + has_critic
+    if scores:
       found["score"] = forward.times(scores)
+    if self._needs_old:
+      rows = [batch.experience.rows for batch in batches[self._first_scored :]]
+      old = limits.forward_work(self._run.machine, self._run.model, rows)
+      least_s = scores * forward.least_s + old.least_s
+      found["score"] = limits.Work((forward if scores else old).tokens, least_s)
     return found
 
   def score(
@@ -206,12 +219,15 @@ class Learner:
       need it, and metrics).
     """
     said, statistics = [], []
-    for batch in batches:
+    for number, batch in enumerate(batches):
       own: dict[str, jax.Array] = {}
       place = functools.partial(sharding.place, shardings=self._batch_sharding)
+      is_scored = self._needs_old and number >= self._first_scored
+      if self._needs_old and not is_scored:
+        batch.experience = self._without_old(batch.experience)
       experience = place(batch.experience)
       rows = experience.rows
-      if self._needs_old:
+      if is_scored:
         scores = self._score(self.train.params, self.frozen, rows, batch.count)
         experience, seen = self._with_old(scores, experience)
         statistics.append(seen)

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from r1jax.objectives import reduce
 from r1jax.objectives.corrections import importance
@@ -29,8 +30,8 @@ def policy_loss(
 ) -> tuple[jax.Array, dict[str, Statistic]]:
   """(sum of the loss, metrics) of a microbatch.
 
-  Without old log-probs the weights are those that the rollout is credited to: the
-  ratio is 1 and its gradient that of the log-prob.
+  Where there are no old log-probs, or NaN (`unscored`), the weights are those that the
+  rollout is credited to: the ratio is 1 and its gradient that of the log-prob.
 
   Args:
     scores: of `experience.rows`, under the weights being trained; with the entropy's
@@ -41,21 +42,28 @@ def policy_loss(
     objective: settings of `policy_gradient`.
   """
   rows = experience.rows
-  seen: dict[str, Statistic] = {}
-  logp_old_BL = experience.logp_old_BL
-  if logp_old_BL is None:
-    experience, seen = scored(
-      scores,
-      experience,
-      correction=correction,
-      correction_level=correction_level,
-      correction_cap=correction_cap,
-      correction_veto=correction_veto,
+  own, seen = scored(
+    scores,
+    experience,
+    correction=correction,
+    correction_level=correction_level,
+    correction_cap=correction_cap,
+    correction_veto=correction_veto,
+  )
+  if experience.logp_old_BL is None:
+    experience = own
+  else:
+    is_new_BL = jnp.isnan(experience.logp_old_BL)
+    experience = experience.replace(
+      **{
+        name: jnp.where(is_new_BL, getattr(own, name), getattr(experience, name))
+        for name in said_of(correction, correction_veto)
+      }
     )
-    logp_old_BL = experience.logp_old_BL
+    seen = jax.tree.map(lambda x: x * is_new_BL.any(), seen)
   total, _, more = policy_gradient(
     scores.logp_BL,
-    logp_old_BL,
+    experience.logp_old_BL,
     experience.logp_ref_BL,
     experience.advantage_BL,
     rows.mask_BL,
@@ -79,6 +87,26 @@ def policy_loss(
   return total, seen | more | {"policy/entropy": entropy}
 
 
+def said_of(correction: str, correction_veto: float) -> tuple[str, ...]:
+  """Fields of an experience that `scored` fills in."""
+  corrected = correction != "none" or correction_veto
+  return ("logp_old_BL", "importance_BL") if corrected else ("logp_old_BL",)
+
+
+def unscored(
+  experience: Experience, *, correction: str, correction_veto: float
+) -> Experience:
+  """With NaN for what `scored` would fill in: `policy_loss` then scores it by the way.
+
+  So it is with the first mini-batch, which is learnt from by the weights at the start
+  of a step. One program serves those that are scored before, and this one.
+  """
+  nothing_BL = np.full(experience.rows.tokens_BL.shape, np.nan, np.float32)
+  return experience.replace(
+    **dict.fromkeys(said_of(correction, correction_veto), nothing_BL)
+  )
+
+
 def scored(
   scores: TokenScores,
   experience: Experience,
@@ -97,7 +125,7 @@ def scored(
   seen = gap(scores, experience)
   logp_old_BL = jax.lax.stop_gradient(scores.logp_BL)
   experience = experience.replace(logp_old_BL=logp_old_BL)
-  if correction != "none" or correction_veto:
+  if "importance_BL" in said_of(correction, correction_veto):
     weight_BL, more = importance(
       scores.shaped_logp_BL,
       experience.logp_behaviour_BL,

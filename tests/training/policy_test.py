@@ -43,16 +43,36 @@ def test_old_logprobs_may_be_left_out_where_they_are_the_policys_own():
   tiny.assert_same_sums(without, with_old, tolerance=1e-6)
 
 
+@pytest.mark.parametrize("correction", ["none", "truncate"])
+def test_what_is_not_scored_before_is_scored_by_the_way(correction):
+  """The first mini-batch of several: as with scores of before, by the same program."""
+  e, settings = experience(), {**OBJECTIVE, "correction": correction}
+  how = {key: settings[key] for key in CORRECTION}
+
+  @jax.jit
+  def value(params, e):
+    return policy.policy_loss(scored(params, e), e, **settings)
+
+  before, seen = policy.scored(scored(tiny.params(C), e), e, **how)
+  now = policy.unscored(e, correction=correction, correction_veto=0.0)
+  before, now = jax.tree.map(jnp.asarray, (before, now))
+  assert bool(jnp.isnan(now.logp_old_BL).all())
+  want, got = value(tiny.params(C), before), value(tiny.params(C), now)
+  assert value._cache_size() == 1
+  np.testing.assert_allclose(got[0], want[0], rtol=1e-5, atol=1e-6)
+  for name, statistic in seen.items():
+    assert want[1][name].value() == 0
+    np.testing.assert_allclose(got[1][name].value(), statistic.value(), rtol=1e-5)
+
+
 def test_the_gap_is_measured_where_the_weights_are_those_that_drew():
   e = experience()
   scores = scored(tiny.params(C), e)
   _, off_policy = policy.policy_loss(scores, e, **OBJECTIVE)
   _, on_policy = policy.policy_loss(scores, e.replace(logp_old_BL=None), **OBJECTIVE)
-  assert on_policy.keys() - off_policy.keys() == {
-    "policy/logp_gap_mean",
-    "policy/logp_gap_max",
-    "policy/logp_gap_k3",
-  }
+  for name in ("logp_gap_mean", "logp_gap_max", "logp_gap_k3"):
+    assert off_policy[f"policy/{name}"].value() == 0
+    assert on_policy[f"policy/{name}"].value() > 0
 
 
 def test_weights_come_from_the_behaviour_and_the_start_of_the_step():
