@@ -31,6 +31,7 @@ REQUIRES = [
   "orbax-checkpoint>=0.11.33",
   "protobuf>=7.36.1",  # of sentencepiece's model files, which names it nowhere
   "py3langid>=0.4.0",
+  "pyarrow>=20.0.0",
   "reasoning-gym>=0.1.23",
   "requests>=2.32.4",
   "rich>=14.0.0",
@@ -57,6 +58,7 @@ setup(
   extras_require={
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda12]"],
+    "lm_eval": ["lm-eval>=0.4.12"],
     "test": TEST,
     "notebooks": NOTEBOOKS,
     "dev": [*TEST, *NOTEBOOKS, "pre-commit>=4.2.0", "ruff>=0.17.0"],

@@ -4,10 +4,15 @@ An experiment changes what it needs. R1's published numbers (arXiv 2501.12948 an
 supplement) stand here where they exist; "R1:" marks them.
 """
 
+from collections.abc import Mapping
+
 from ml_collections import ConfigDict, config_dict
 
 from r1jax.errors import InputError, one_of
 from r1jax.objectives import recipes
+
+# Settings of a rollout that stages do not have which wait for all answers.
+OVERLAP = ("oversample", "max_age", "lag")
 
 
 def run() -> ConfigDict:
@@ -127,8 +132,12 @@ def sft() -> ConfigDict:
   s = ConfigDict()
   s.kind = "sft"
   s.init = ""  # a stage before this one, or "" for config.model
+  # Steps, or the most of them where `epochs` of the examples (R1: 2 to 3) decide, which
+  # may come from a stage that has yet to make them; 0 epochs is off.
   s.num_steps = 100
+  s.epochs = 0.0
   s.train_on = "completion"  # or "all" tokens, as in pre-training
+  # Generated ("worked"), of a file ("jsonl"), or of a `stage` of the kind "rejection".
   s.examples = ConfigDict({"source": "worked"})
   s.optim = optimizer(5e-5)
   s.optim.schedule = "cosine"
@@ -151,8 +160,98 @@ def sft() -> ConfigDict:
   return s
 
 
+def pairs(labels: str = "pairwise") -> ConfigDict:
+  """Answers of a policy that are judged: data for `preference` and `reward_model`.
+
+  Args:
+    labels: "pairwise" (which of two answers is preferred; here as R1's helpfulness),
+      "pointwise" (is an answer safe, or right; here as R1's safety) or "process" (is
+      each step right; here as Math-Shepherd, arXiv 2312.08935).
+  """
+  s = ConfigDict()
+  s.kind = "pairs"
+  s.init = ""  # whose answers: a stage before this one, or "" for config.model
+  s.labels = labels
+  drawn = grpo()
+  s.rollout, s.reward = drawn.rollout, drawn.reward
+  # Every problem is asked `group_size` times, `prompts` of them at a time. Pairs:
+  # 2 or more; Math-Shepherd: 15.
+  s.rollout.update({"prompts": 64, "group_size": 4, "max_tokens": 8192})
+  for key in OVERLAP:
+    del s.rollout[key]
+  del s.reward["normalise"]
+  # Points, where they decide; nothing of it where a judge does.
+  s.reward.weights = ConfigDict({"accuracy": 1.0} if labels == "process" else {})
+  # The server of the judge "server" is `reward.judge`. Warm, so that judgements of a
+  # pair in one order are draws too; R1 does not say how it was asked.
+  s.reward.judge.temperature = 0.7
+  s.judge = ConfigDict(
+    {
+      # Who decides: a "server" (`reward.judge`), a "model" in this process, or the
+      # points of the "reward", as `reward.weights` add them up.
+      "kind": "server",
+      # What of an answer is judged, and counts in lengths: "all", or the "answer"
+      # behind </think>. R1: helpfulness the latter, safety all.
+      "reads": "answer",
+      # Of each pair in both orders, averaged (R1: 4); of an answer they must agree.
+      "judgements": 4,
+      # Of "model" alone: a file or folder, or a stage before this one, whose tokenizer
+      # has a chat template; a longer prompt than prompt_length is no verdict.
+      "model": ConfigDict(
+        {
+          "path": "",
+          "stage": "",
+          "prompts": 32,  # at a time
+          "prompt_length": 16_384,
+          "max_tokens": 1024,
+          "temperature": 0.7,
+        }
+      ),
+    }
+  )
+  s.choose = ConfigDict(
+    {
+      # Which two answers are compared: "random" ones; or by the points of the reward
+      # "best_worst" (Llama 3), "right_wrong", or "shortest_longest" of the right ones
+      # (arXiv 2412.21187). Answers to label are "random" ones.
+      "kind": "random",
+      "per_problem": 1,  # pairs, or answers, of a problem at most
+      # Of mean scores, of points, or of tokens ("shortest_longest"), above which a pair
+      # is kept; of pairs alone. R1: 1.
+      "min_gap": 1.0,
+      # Points that make an answer right, where points decide that.
+      "threshold": config_dict.placeholder(float),
+      # Pairs are left out until the longer answer is preferred as often as not (R1).
+      "balance_lengths": True,
+    }
+  )
+  # Of "process" alone: completions of what each step ends (8 in the paper), and whether
+  # one right one makes a step right ("hard"), or their share is its label ("soft").
+  s.steps = ConfigDict({"rollouts": 8, "labels": "hard"})
+  changes = {
+    "pairwise": {},
+    "pointwise": {
+      "rollout": {"group_size": 1},
+      "judge": {"reads": "all", "judgements": 1},
+      "choose": {"min_gap": None, "balance_lengths": False},
+    },
+    "process": {
+      "rollout": {"group_size": 15},
+      "judge": {"kind": "reward", "reads": "all", "judgements": 1},
+      "choose": {
+        "per_problem": 15,
+        "min_gap": None,
+        "threshold": 1.0,
+        "balance_lengths": False,
+      },
+    },
+  }
+  s.update(changes[one_of(labels, changes, key="common.pairs")])
+  return s
+
+
 def preference() -> ConfigDict:
-  """DPO, RPO or SimPO on a JSONL file of pairs, see r1jax/data/judged.py."""
+  """DPO, RPO or SimPO on pairs: a JSONL file (r1jax/data/judged.py), or a stage's."""
   s = ConfigDict()
   s.kind = "preference"
   s.init = ""
@@ -160,6 +259,7 @@ def preference() -> ConfigDict:
   s.data = ConfigDict(
     {
       "path": "",
+      "stage": "",  # of the kind "pairs", before this one: what it made, not a file
       "min_gap": 1.0,  # of judges' mean scores, where lines have those
       "on_bad_line": "error",
       "limit": config_dict.placeholder(int),
@@ -212,6 +312,7 @@ def reward_model() -> ConfigDict:
   s.data = ConfigDict(
     {
       "path": "",
+      "stage": "",  # of the kind "pairs", before this one: what it made, not a file
       "min_gap": 1.0,  # R1: of two judged responses' mean scores, above which one wins
       "on_bad_line": "error",
       "limit": config_dict.placeholder(int),
@@ -266,6 +367,9 @@ def grpo() -> ConfigDict:
       # Prompts asked beyond `prompts`: a rollout ends when `prompts` groups are
       # complete, and what is unfinished goes on in the next one.
       "oversample": 0,
+      # Rollouts after which a group that is unfinished is drawn anew, for its first
+      # tokens are of old weights; 0: never.
+      "max_age": 0,
       # 1: a rollout is started before the one before it is judged and trained on.
       "lag": 0,
       # What answers are drawn with, evaluations aside: weights in "int8" (one scale for
@@ -279,11 +383,17 @@ def grpo() -> ConfigDict:
   )
   s.reward = ConfigDict(
     {
-      # R1: the same weight for both; a part without weight is only logged.
+      # R1: the same weight for both; a part without weight is only logged. Beside
+      # "accuracy", "format", "language" and "repetition" there are those of `models`,
+      # and "majority": 1 where most answers to a problem are the same (TTRL).
       "weights": ConfigDict({"accuracy": 1.0, "format": 1.0}),
+      # {category: {"weights": {...}}} of problems to which other weights apply. Those
+      # with the verifier "none" need some without "accuracy".
+      "categories": ConfigDict(),
       "normalise": "none",  # or "per_part"
-      # Of the part "format": "r1_zero", "think_prefix" (the prompt ends in <think>) or
-      # "boxed"; not strict: a fraction for every mark in its place.
+      # Of the part "format": "r1_zero", "think" (and what follows it), "think_prefix"
+      # (the same where the prompt ends in <think>) or "boxed"; not strict: a fraction
+      # for every mark in its place.
       "format": ConfigDict({"kind": "r1_zero", "strict": True}),
       "language": "en",  # of the part "language"
       # Pieces of text in a row whose return the part "repetition" punishes.
@@ -320,11 +430,8 @@ def grpo() -> ConfigDict:
           "processes": 8,  # and threads
         }
       ),
-      # Of the part "model": a stage of the kind "reward_model" before this one, what it
-      # reads at a time, and how the scores of steps become one, "min" or "product".
-      "model": ConfigDict(
-        {"stage": "", "rows": 8, "row_length": 33_280, "aggregation": "min"}
-      ),
+      # Name of a part -> `scalar_model`, which is asked about problems that weigh it.
+      "models": ConfigDict(),
       "num_workers": 2,
       "timeout_s": 10.0,
       "batch_timeout_s": 300.0,
@@ -454,6 +561,42 @@ def grpo() -> ConfigDict:
   return s
 
 
+def evaluation() -> ConfigDict:
+  """Held-out accuracy of what a stage has made."""
+  s = ConfigDict()
+  s.kind = "evaluation"
+  s.init = ""
+  drawn = grpo()
+  s.eval, s.reward = drawn.eval, drawn.reward
+  s.rollout = ConfigDict({"prompt_length": drawn.rollout.prompt_length})
+  del s.eval["every"], s.reward["normalise"], s.reward["models"]
+  return s
+
+
+def scalar_model(stage: str) -> ConfigDict:
+  """A part of the reward, for `reward.models`: a `reward_model` stage before this one.
+
+  R1: helpfulness by one that reads the answer alone, safety by one that reads all.
+  """
+  return ConfigDict(
+    {
+      "stage": stage,
+      "rows": 8,  # that it reads at a time
+      "row_length": 33_280,
+      "aggregation": "min",  # of the scores of steps, or "product"
+    }
+  )
+
+
+def average(*stages: str) -> ConfigDict:
+  """The mean of what earlier stages have made (Llama 3, arXiv 2407.21783)."""
+  s = ConfigDict()
+  s.kind = "average"
+  s.stages = stages
+  s.weights = ()  # of each; () is the same for all
+  return s
+
+
 def expert(algorithm: str = "expert_iteration") -> ConfigDict:
   """Fine-tuning on own answers that are right, round after round.
 
@@ -463,15 +606,17 @@ def expert(algorithm: str = "expert_iteration") -> ConfigDict:
   """
   s = sft()
   s.kind = "expert"
-  del s["train_on"], s["examples"]
+  del s["train_on"], s["epochs"], s["examples"]
   drawn = grpo()
   s.decontaminate = drawn.decontaminate
   s.rollout, s.reward, s.eval = drawn.rollout, drawn.reward, drawn.eval
   # Every problem is asked `group_size` times in a round, `prompts` of them at a time.
   s.rollout.update({"prompts": 64, "group_size": 96, "max_tokens": 1024})
   s.eval.update({"max_tokens": 1024, "batch": 64})
-  del s.rollout["oversample"], s.rollout["lag"], s.eval["every"]
-  del s.reward["normalise"], s.reward["model"]
+  for key in OVERLAP:
+    del s.rollout[key]
+  del s.eval["every"]
+  del s.reward["normalise"]
   # Of a round, which begins with the weights of `init`; `num_steps` is of all of them.
   s.round_steps = 500
   s.num_steps = 5 * 500
@@ -502,11 +647,127 @@ def expert(algorithm: str = "expert_iteration") -> ConfigDict:
   return s
 
 
+# R1: samples of its second fine-tuning by category, for `shares` of a stage of
+# `rejection`; 804,745 in all.
+R1_SAMPLES = {
+  "math": 395_285,
+  "code": 211_129,
+  "stem": 10_124,
+  "logic": 10_395,
+  "general": 177_812,
+}
+
+
+def rejection(choice: str = "right") -> ConfigDict:
+  """Answers of a policy that are kept, as examples for stages of `sft` and `distill`.
+
+  Args:
+    choice: "right" (R1's rejection sampling and cold start), "majority" (label-free
+      self-improvement, arXiv 2210.11610) or "best" (Llama 3, arXiv 2407.21783).
+  """
+  s = ConfigDict()
+  s.kind = "rejection"
+  s.init = ""  # whose answers: those of a stage before this one, or of config.model
+  s.data = ConfigDict()
+  # Problems of which nothing may get into the set: name -> settings as of `data`; and
+  # how many words in a row tell (R1: 10); 0 is off.
+  s.held_out = ConfigDict()
+  s.decontaminate = 10
+  drawn = grpo()
+  s.rollout, s.reward = drawn.rollout, drawn.reward
+  for key in OVERLAP:
+    del s.rollout[key]
+  del s.reward["normalise"]
+  # Every problem is asked `group_size` times, `prompts` of them at a time.
+  s.rollout.update({"prompts": 64, "group_size": 16})
+  # What a choice reads, others leave None.
+  s.choose = ConfigDict(
+    {
+      # "right": answers with `least` or more of a `part` of the reward. "majority":
+      # those with the answer that most of a problem's have, which must be a share of
+      # `least`; no gold is read. "best": `keep.per_problem` with most of a `part`,
+      # such as one of `reward.models`.
+      "kind": choice,
+      "part": config_dict.placeholder(str),
+      "least": config_dict.placeholder(float),
+    }
+  )
+  # Which of the chosen are left out. R1 leaves out chains of thought with mixed
+  # languages, long paragraphs and code blocks, and publishes no bounds.
+  s.keep = ConfigDict(
+    {
+      "truncated": False,  # True keeps answers that max_tokens cut off
+      # Least scores of parts of the reward: {"format": 1.0, "language": 0.9,
+      # "repetition": -0.1}, ...
+      "least": ConfigDict(),
+      # Of the chain of thought the words or characters of its longest paragraph, and
+      # its fenced code blocks, at most; None is no bound.
+      "paragraph_words": config_dict.placeholder(int),
+      "paragraph_characters": config_dict.placeholder(int),
+      "code_blocks": config_dict.placeholder(int),
+      # Share of words of the whole answer that are not of `reward.language`, at most.
+      "foreign_words": config_dict.placeholder(float),
+      "per_problem": 0,  # at most; 0 keeps all
+    }
+  )
+  # A model behind an address writes thought and summary anew, as DeepSeek-V3 did for
+  # R1's cold start; what is not right any more is dropped. "" leaves them as they are.
+  s.rewrite = ConfigDict(
+    {
+      "form": "<think>\n{thought}\n</think>\n\n{summary}",
+      "endpoint": drawn.reward.judge.copy_and_resolve_references(),
+    }
+  )
+  # Each answer in several forms of prompt, r1jax/data/formats.py; none as it is.
+  s.formats = ConfigDict(
+    {
+      "names": (),
+      # Of the few-shot ones: a file of lines with `question`, `thought`, `answer`,
+      # behind which problems are then asked too, or "" for the first that are kept.
+      "exemplars": "",
+      "num_exemplars": 4,
+      "cue": "Let's think step by step.",
+      "answer_form": "The answer is {answer}.",
+    }
+  )
+  # Other data: name -> what `also` makes.
+  s.also = ConfigDict()
+  # {category: the most examples}, as `R1_SAMPLES`, or {category: share of the set};
+  # empty keeps all.
+  s.shares = ConfigDict()
+  changes = {
+    "right": {"choose": {"part": "accuracy", "least": 1.0}},
+    "majority": {
+      "choose": {"least": 0.0},
+      # The paper's 32 paths at 0.7.
+      "rollout": {"group_size": 32, "temperature": 0.7, "max_tokens": 256},
+      "formats": {"names": ("few_shot_thought", "few_shot_answer", "cue", "question")},
+    },
+    # The paper's 10 to 30 answers.
+    "best": {"rollout": {"group_size": 16}, "keep": {"per_problem": 1}},
+  }
+  s.update(changes[one_of(choice, changes, key="common.rejection")])
+  if choice == "majority":
+    s.reward.weights = ConfigDict({"format": 1.0})  # problems need no gold
+  return s
+
+
+def also(examples: ConfigDict, *, category: str = "", count: int = 0) -> ConfigDict:
+  """Other data in the set of a stage of `rejection`.
+
+  Args:
+    examples: settings as of `examples` of `sft`.
+    category: "" is what the examples say, or the name.
+    count: drawn from them; 0 takes all.
+  """
+  return ConfigDict({**examples, "category": category, "count": count})
+
+
 def distill() -> ConfigDict:
   """A student learns the distributions of a teacher that shares its tokenizer."""
   s = sft()
   s.kind = "distill"
-  del s["train_on"], s.training["mtp_coef"]
+  del s["train_on"], s["epochs"], s.training["mtp_coef"]
   # A model's file or folder, or a stage before this one.
   s.teacher = ConfigDict({"path": "", "stage": ""})
   # Share of steps on answers that the student draws, the others being on `examples`.
@@ -557,6 +818,13 @@ def worked(
       "task_args": ConfigDict(task_args),
     }
   )
+
+
+def add_stages(c: ConfigDict, stages: Mapping[str, ConfigDict]) -> None:
+  """Makes them the stages of a run, in their order."""
+  for name, settings in stages.items():
+    c[name] = settings
+  c.stages = tuple(stages)
 
 
 def no_arg(arg: str | None, *, allowed: tuple[str, ...] = ()) -> None:

@@ -14,7 +14,7 @@ wrong: gold_rejected, gold_disputed, false_positive, no_verdict, error,
 conflicting_golds, overlap_kept.
 
 Problems that a model judges (the verifier "judge") are looked at, but not judged: each
-of their texts would have to be paid for.
+of their texts would have to be paid for. Nor are those without a gold ("none").
 
 Exit codes: 0 done, whatever was found; with --strict 1 where a finding is severe; 2 bad
 input; 130 stopped by Ctrl-C.
@@ -48,6 +48,8 @@ from r1jax.stages import setup
 from r1jax.types import Problem
 
 _LIMITS = ("num_workers", "timeout_s", "batch_timeout_s", "memory_limit_mb")
+# Verifiers that are not asked.
+_UNPROBED = (judge.VERIFIER, accuracy.NO_GOLD)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +80,8 @@ def data_sets(
 
   Args:
     config: the whole config as plain dicts.
-    limit: most problems of a set, where its own limit is not smaller.
+    limit: most problems of a set, or of each source of a mixture, where its own limit
+      is not smaller.
 
   Raises:
     InputError: what `stage_configs` raises; no such stage, or none that judges.
@@ -98,6 +101,9 @@ def data_sets(
     )
 
   def shortened(settings: Mapping[str, Any]) -> dict[str, Any]:
+    if settings.get("of"):  # as many of each source
+      parts = {name: shortened(own) for name, own in settings["of"].items()}
+      return {**settings, "of": parts}
     limits = [n for n in (settings.get("limit"), limit) if n is not None]
     return {**settings, "limit": min(limits, default=None)}
 
@@ -136,13 +142,14 @@ def audit(data_set: DataSet, *, console: Console) -> Audit:
   for name in verifiers:
     known = {*accuracy.VERIFIERS, judge.VERIFIER}
     one_of(name, known, key=f"config.{data_set.where}.verifier")
-  entries = auditing.read_again(kept, data_set.settings)
+  met = problems.entries(**data_set.settings)
+  entries = [problem for problem, _ in met if problem is not None]
   readable = auditing.find_unparsable(found, entries)
   held_out = {where: load(own, where) for where, own in data_set.held_out.items()}
   auditing.find_overlap(found, kept, held_out, words=data_set.decontaminate)
   judge_probes(
     found,
-    [problem for problem in kept if problem.verifier != judge.VERIFIER],
+    [problem for problem in kept if problem.verifier not in _UNPROBED],
     readable,
     reward=data_set.reward,
     console=console,
@@ -154,8 +161,9 @@ def audit(data_set: DataSet, *, console: Console) -> Audit:
     "verifiers": dict(verifiers),
     "seconds": round(time.monotonic() - began, 1),
   }
-  if verifiers["code"] < len(kept):
-    gold, share = auditing.most_common_gold(kept)
+  with_gold = [p for p in kept if p.verifier not in ("code", accuracy.NO_GOLD)]
+  if with_gold:
+    gold, share = auditing.most_common_gold(with_gold)
     found.facts["most_common_gold"] = {"gold": gold, "share": share}
   return found
 
@@ -214,7 +222,7 @@ def compare_golds(
   found.tried["duplicate", ""] = len(readable)
   for first, later in auditing.asked_again(readable):
     gold = first.answer.strip()
-    if gold == later.answer.strip() or later.verifier in ("code", judge.VERIFIER):
+    if gold == later.answer.strip() or later.verifier in ("code", *_UNPROBED):
       found.add("duplicate", later, first.id)
     else:
       said = f"{first.id}: {gold}"

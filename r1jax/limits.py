@@ -140,7 +140,7 @@ def decode_bytes(
     params: that are drawn with, arrays on their devices.
     rows: decoded at a time: they may have no need for every expert.
     cached: tokens read, over all steps and rows of all devices.
-    cache: what they are held in, see `decode.Plan`.
+    cache: what they are held in, see `loop_state.Plan`.
   """
   weights = 0.0
   for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:

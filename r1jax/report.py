@@ -6,9 +6,7 @@ The page fetches nothing: opened from a disk, by mail or on a phone it is the sa
 All text from models, data sets and configs goes through the template's escaping.
 """
 
-import itertools
 import json
-import re
 import time
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -20,12 +18,12 @@ from absl import app, flags
 
 from r1jax import charts, metrics, panels, terminal
 from r1jax.errors import InputError, refuse
+from r1jax.pages import lineage, side_by_side
+from r1jax.pages import recipe as recipes
 
-MAX_PROBLEMS = 8
 MAX_EVALUATIONS = 200
-# Characters kept of one stretch of text: from its start, and from its end.
-_HEAD, _TAIL = 1200, 500
-_MAX_SPANS = 24
+# With more stages than these, their curves are folded away.
+_MAX_OPEN_STAGES = 3
 _TRUNCATED_WARNING = 0.2
 
 
@@ -62,8 +60,36 @@ def _page(workdir: Path, lines: list[dict[str, Any]], name: str) -> str:
   for line in lines:
     stages.setdefault(line["stage"], []).append(line)
   facts = _facts(workdir)
-  main = _main_evaluation(stages)
-  problems = None if main is None else _problems(workdir, *main, stages[main[0]])
+  made = lineage.read(workdir, list(stages))
+  measured = lineage.measured(made, stages)
+  main = _main_evaluation(measured)
+  recipe = recipes.of_run(
+    workdir,
+    made,
+    measured,
+    None if main is None else main[1],
+    planned=facts["stages"],
+  )
+  problems = None
+  if main is not None:
+    kept_by = {
+      stage: by[main[1]]
+      for stage, by in lineage.evaluated_by(made, stages).items()
+      if main[1] in by
+    }
+    # Of repetitions the first.
+    once = {names[0] for names in lineage.families(made).values()}
+    shown = {s: own for s, own in stages.items() if s in once or s not in made}
+    problems = side_by_side.problems(
+      workdir,
+      *main,
+      shown if recipe.is_recipe else stages,
+      kept_by,
+      by_stage=recipe.is_recipe,
+    )
+  # Those that leave a file have one line of metrics: it stands in tables.
+  trained = {s: own for s, own in stages.items() if s not in made or made[s].num_steps}
+  curves = _curves(trained, main, is_recipe=recipe.is_recipe)
   environment = jinja2.Environment(
     autoescape=True,
     undefined=jinja2.StrictUndefined,
@@ -74,17 +100,23 @@ def _page(workdir: Path, lines: list[dict[str, Any]], name: str) -> str:
   template = resources.files("r1jax").joinpath("report_template.html").read_text()
   return environment.from_string(template).render(
     name=name,
-    headline=_headline(stages, main),
-    lede=_lede(stages, main),
-    cards=_cards(stages, main, lines, facts),
+    headline=recipe.headline or _headline(measured, main),
+    lede=recipe.lede or _lede(measured, main, trained),
+    cards=_cards(measured, main, lines, facts, best=recipe.best),
     notes=_notes(stages),
-    headline_charts=[] if main is None else panels.headline(stages[main[0]], main[1]),
+    headline_charts=[]
+    if main is None or recipe.is_recipe
+    else panels.headline(measured[main[0]], main[1]),
+    recipe=recipe,
     problems=problems,
-    # The stage that the page is about comes first.
-    stages=[
-      panels.of_stage(stage, stages[stage])
-      for stage in sorted(stages, key=lambda s: main is not None and s != main[0])
-    ],
+    stages=curves,
+    stage_links={
+      stage["name"]: f"stage-{number}"
+      for number, stage in enumerate(curves, 1)
+      if stage["charts"] or stage["others"]
+    },
+    products=lineage.PRODUCTS,
+    folds=len(curves) > _MAX_OPEN_STAGES,
     smooth_percent=100 // charts.SMOOTH_PARTS,
     evaluations=_evaluations(lines),
     facts=facts,
@@ -102,6 +134,26 @@ def _main_evaluation(stages: Mapping[str, list]) -> tuple[str, str] | None:
       if count > best_count and (best_count < 2 or best[0] == stage):
         best, best_count = (stage, name), count
   return best
+
+
+def _curves(
+  stages: Mapping[str, list], main: tuple[str, str] | None, *, is_recipe: bool
+) -> list[dict[str, Any]]:
+  """The charts of each stage.
+
+  A recipe's page has no curves at its top, so those of held-out sets are here; of
+  another the stage that the page is about comes first.
+  """
+  order = list(stages)
+  if not is_recipe:
+    order.sort(key=lambda stage: main is not None and stage != main[0])
+  found = []
+  for stage in order:
+    lines, held_out = stages[stage], []
+    if is_recipe and sum(bool(panels.sets([line])) for line in lines) > 1:
+      held_out = panels.headline(lines, panels.sets(lines)[0])
+    found.append({**panels.of_stage(stage, lines), "held_out": held_out})
+  return found
 
 
 def _percent(value: float) -> str:
@@ -156,7 +208,11 @@ def _headline(
   return [(f"A run of {' and '.join(stages)}.", "")]
 
 
-def _lede(stages: Mapping[str, list], main: tuple[str, str] | None) -> str:
+def _lede(
+  stages: Mapping[str, list],
+  main: tuple[str, str] | None,
+  trained: Mapping[str, list],
+) -> str:
   parts = []
   if main is not None:
     stage, name = main
@@ -173,8 +229,9 @@ def _lede(stages: Mapping[str, list], main: tuple[str, str] | None) -> str:
         parts.append("The two intervals overlap.")
     else:
       parts.append(f"Measured {on}.")
-  counts = [f"{lines[-1]['step']:,} of {stage}" for stage, lines in stages.items()]
-  parts.append(f"Training steps: {', then '.join(counts)}.")
+  counts = [f"{lines[-1]['step']:,} of {stage}" for stage, lines in trained.items()]
+  if counts:
+    parts.append(f"Training steps: {', then '.join(counts)}.")
   return " ".join(parts)
 
 
@@ -183,11 +240,17 @@ def _cards(
   main: tuple[str, str] | None,
   lines: list[dict[str, Any]],
   facts: Mapping[str, Any],
+  *,
+  best: str,
 ) -> list[tuple[str, str, str]]:
-  """(label, number, what it is compared with)."""
+  """(label, number, what it is compared with).
+
+  Args:
+    best: the stage that a recipe's page is about, else "".
+  """
   cards = []
   if main is not None:
-    own = stages[main[0]]
+    own = stages[best or main[0]]
     for label, key, form in (
       ("Held-out accuracy", "accuracy", _percent),
       (
@@ -200,6 +263,8 @@ def _cards(
       values = panels.series(own, f"eval/{main[1]}/{key}")[1]
       if values:
         before = f"{form(values[0])} before" if len(values) > 1 else ""
+        if best:
+          before = ", ".join(filter(None, (f"after {best}", before)))
         cards.append((label, form(values[-1]), before))
   last_stage, last_lines = next(reversed(stages.items()))
   speed = sorted(panels.series(last_lines, "rollout/tokens_per_s")[1])
@@ -231,114 +296,6 @@ def _notes(stages: Mapping[str, list]) -> list[str]:
         "first step."
       )
   return notes
-
-
-def _problems(
-  workdir: Path, stage: str, set_name: str, lines: Sequence[Mapping[str, Any]]
-) -> dict[str, Any] | None:
-  """The same held-out problems at the first, the middle and the last step kept."""
-  last_step = max(line["step"] for line in lines)
-  files = {}
-  for path in (workdir / "samples" / stage).glob(f"eval_{set_name}_*.jsonl"):
-    number = path.stem.removeprefix(f"eval_{set_name}_")
-    if number.isdigit() and int(number) <= last_step:
-      files[int(number)] = path
-  if not files:
-    return None
-  steps = sorted(files)
-  middle = min(steps, key=lambda s: abs(s - (steps[0] + steps[-1]) / 2))
-  chosen = sorted({steps[0], middle, steps[-1]})
-  names = {steps[0]: "Before" if steps[0] == 0 else "First kept"}
-  if len(chosen) > 1:
-    names[steps[-1]] = "After"
-  kept = [_by_problem(files[step]) for step in chosen]
-  shared = [key for key in kept[0] if all(key in records for records in kept)]
-  prefix = _shared_prefix([str(kept[0][key].get("prompt", "")) for key in shared])
-  columns = []
-  for step, records in zip(chosen, kept, strict=True):
-    marks = [_is_right(records[key]) for key in shared]
-    columns.append(
-      {
-        "name": names.get(step, "Half way"),
-        "step": f"{step:,}",
-        "right": sum(mark is True for mark in marks),
-      }
-    )
-  return {
-    "columns": columns,
-    "num_shared": len(shared),
-    "prefix": _clip(prefix),
-    "items": [
-      {
-        "id": key,
-        "prompt": _clip(str(kept[0][key].get("prompt", ""))[len(prefix) :]),
-        "answer": str(kept[0][key].get("answer", "")),
-        "tries": [_attempt(records[key]) for records in kept],
-      }
-      for key in shared[:MAX_PROBLEMS]
-    ],
-  }
-
-
-def _by_problem(path: Path) -> dict[str, dict[str, Any]]:
-  """Problem id -> its first sample, in the order of the file."""
-  records: dict[str, dict[str, Any]] = {}
-  with open(path, encoding="utf-8") as f:
-    for number, line in enumerate(f, 1):
-      try:
-        record = json.loads(line)
-        records.setdefault(str(record["problem_id"]), record)
-      except (ValueError, KeyError, TypeError) as e:
-        raise InputError(
-          f"{path}:{number} is not a sample ({e!r}); remove that line"
-        ) from e
-  return records
-
-
-def _shared_prefix(prompts: Sequence[str]) -> str:
-  """The sentences or lines that all prompts begin with; "" where these are short."""
-  if len(prompts) < 2:
-    return ""
-  # What the first and the last in order share, all share.
-  pairs = zip(min(prompts), max(prompts), strict=False)
-  same = "".join(
-    a for a, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)
-  )
-  shared = re.match(r"(.*([.:!?]\s|\n))?", same, re.DOTALL)[0]
-  return shared if len(shared) >= 60 else ""
-
-
-def _is_right(record: Mapping[str, Any]) -> bool | None:
-  accuracy = record.get("reward", {}).get("accuracy")
-  return None if accuracy is None else accuracy > 0.5
-
-
-def _attempt(record: Mapping[str, Any]) -> dict[str, Any]:
-  parts = dict(record.get("reward", {}))
-  found = terminal.spans(
-    str(record.get("prompt", "")), str(record.get("completion", ""))
-  )
-  shown = [span for span in found if span.kind != "tag" and span.text.strip()]
-  return {
-    "is_right": _is_right(record),
-    "total": parts.pop("total", None),
-    "parts": {
-      name: charts.value_text(value)
-      for name, value in parts.items()
-      if isinstance(value, int | float)
-    },
-    "length": record.get("length"),
-    "is_cut": record.get("stop") == "length",
-    "spans": [(kind, _clip(text.strip("\n"))) for kind, text in shown[:_MAX_SPANS]],
-    "more_spans": max(0, len(shown) - _MAX_SPANS),
-  }
-
-
-def _clip(text: str) -> str:
-  left_out = len(text) - _HEAD - _TAIL
-  if left_out <= 0:
-    return text
-  return f"{text[:_HEAD]}\n[… {left_out:,} characters left out …]\n{text[-_TAIL:]}"
 
 
 def _evaluations(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -380,6 +337,7 @@ def _facts(workdir: Path) -> dict[str, Any]:
     "devices": _device_text(devices),
     "mesh": " × ".join(f"{axis} {size}" for axis, size in mesh.items()),
     "num_params": "" if num_params is None else _compact(num_params),
+    "stages": known.get("config", {}).get("stages", []),
     "config": _flat(known.get("config", {})),
   }
 
@@ -404,7 +362,7 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
       rows += _flat(value, f"{prefix}{key}.")
     else:
       shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-      rows.append((f"{prefix}{key}", _clip(shown)))
+      rows.append((f"{prefix}{key}", side_by_side.clip(shown)))
   return rows
 
 

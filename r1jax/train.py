@@ -163,10 +163,13 @@ def train(
       console=console,
     )
     setup.check_tokenizers(run, stages)
+    others: dict[str, list[str]] = {}
     for name in stages:
       if run.of(name).model != run.model:
         size = parameters.num_params(run.of(name).model)
-        run.say(f"{name}: a model of its own, {size:,} parameters")
+        others.setdefault(f"{size:,}", []).append(name)
+    for size, named in others.items():
+      run.say(f"{', '.join(named)}: a model of {size} parameters instead")
     made_from = _made_from(run, plain, stages)
     done = {name: is_done(run, name, made_from[name]) for name in stages}
     code = 0

@@ -194,9 +194,10 @@ def test_programs_that_always_say_the_same(tmp_path):
   assert "most_common_gold" not in audits[0].facts
 
 
-def test_what_a_model_judges_is_looked_at_and_not_judged(tmp_path):
+@pytest.mark.parametrize("verifier", ["judge", "none"])
+def test_what_no_verifier_judges_is_looked_at_and_not_judged(tmp_path, verifier):
   rows = [("Why?", "So."), ("Why?", "Not so."), ("How?", "Thus.")]
-  c = config(lines(tmp_path / "j.jsonl", *rows, verifier="judge"))
+  c = config(lines(tmp_path / "j.jsonl", *rows, verifier=verifier))
   findings, audits = found(c, tmp_path / "out")
   assert findings == {("duplicate", "j/2")}
   assert audits[0].tried["error", ""] == 0
@@ -235,6 +236,13 @@ def test_limit(tmp_path):
   findings, audits = found(c, tmp_path / "out", limit=2)
   assert findings == set()
   assert [one.facts["counts"]["kept"] for one in audits] == [2, 2]
+
+
+def test_a_limit_is_of_each_source_of_a_mixture(tmp_path):
+  part = lines(tmp_path / "a.jsonl", ("1?", "1"), limit=5)
+  c = config(ConfigDict({"source": "mixture", "of": {"a": part, "b": part}}))
+  [one] = audit.data_sets(c.to_dict(), limit=3)
+  assert [own["limit"] for own in one.settings["of"].values()] == [3, 3]
 
 
 @pytest.mark.parametrize(

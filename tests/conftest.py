@@ -25,6 +25,7 @@ _TINY = {
   "training",
   "objectives",
   "architectures_test.py",
+  "lm_eval_test.py",
 }
 
 

@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 NEVER = {"torch", "tensorflow", "tensorflow-cpu", "tf-nightly", "keras", "vllm"}
 NEVER_IMPORTED = ("torch", "tensorflow", "keras", "vllm", "transformers", "flax.nnx")
 # Imported inside a function, and only when the config asks for them.
-OPTIONAL = {"wandb"}
+OPTIONAL = {"wandb", "lm_eval"}
 
 
 def from_setup(name):

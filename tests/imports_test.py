@@ -13,7 +13,7 @@ ROWS = (
   (
     "free",
     {"train", "evaluate", "plan", "report", "chat", "export", "compare", "audit"}
-    | {"charts", "panels", "command"},
+    | {"charts", "panels", "pages", "command", "lm_eval"},
   ),
   ("apart", {"stages"}),
   (

@@ -9,6 +9,7 @@ import pytest
 
 from r1jax import metrics, report
 from r1jax.errors import InputError
+from r1jax.pages import side_by_side
 from tests import browser, run_directory
 
 
@@ -130,8 +131,8 @@ def test_the_same_problems_side_by_side(tmp_path):
   """R22: samples can be seen on the page, thinking apart, with their reward parts."""
   path = report.write_report(run_directory.make(tmp_path / "run"))
   page, text = path.read_text(), text_of(path)
-  assert page.count('<details class="problem"') == report.MAX_PROBLEMS
-  assert page.count('<article class="try">') == 3 * report.MAX_PROBLEMS
+  assert page.count('<details class="problem"') == side_by_side.MAX_PROBLEMS
+  assert page.count('<article class="try">') == 3 * side_by_side.MAX_PROBLEMS
   assert "Before step 0" in text
   assert "Half way step 140" in text
   assert "After step 300" in text
@@ -140,6 +141,56 @@ def test_the_same_problems_side_by_side(tmp_path):
   assert "tokens, cut off" in text
   assert re.search(r'<div class="think">.*?a[-+*]\d=\d', page)
   assert "&lt;think&gt;" not in page, "tags in their order are shown as blocks"
+
+
+def test_a_quick_start_has_its_lineage_below_its_facts(tmp_path):
+  page = report.write_report(run_directory.make(tmp_path / "run")).read_text()
+  assert page.count('<svg class="lineage"') == 1
+  assert page.index('<svg class="lineage"') > page.index('<section id="how">')
+  assert "zero: weights from base (init)" in page
+  for section in ("lineage", "stages", "compared", "data"):
+    assert f'<section id="{section}">' not in page
+
+
+def test_a_recipe_is_told_stage_by_stage(tmp_path):
+  path = report.write_report(run_directory.recipe(tmp_path / "run"))
+  page, text = path.read_text(), text_of(path)
+  assert headline_of(path) == (
+    "Held-out accuracy is 87.0 % after r1, 64.0 % after distilled and 31.0 % after "
+    "student_rl."
+  )
+  assert "84.1 to 89.9 % after r1, 59.0 to 69.0 % after distilled" in text
+  assert "r1 81.0 % 87.0 % 84.1 to 89.9 % 97.4 %" in text
+  assert "Held-out accuracy 87.0 % after r1, 81.0 % before" in text
+  assert "2 before zero, 14 after zero, 12 after cold, 23 after reasoning" in text
+  assert page.index('<svg class="lineage"') < page.index('<section id="stages">')
+  assert "r1: weights from sft (init) and helpful (reward.models.helpfulness" in page
+  assert '<a href="#stage-3"><text class="name"' in page, "boxes lead to the curves"
+  assert page.count('<details class="stage">') == 17, "data stages have none"
+  assert "8,192" in text and "wrong 6,412 accuracy 0 prompt 2 a0 = ?" in text
+  assert "maths 1,505 28.4" in text
+  assert "Dropped nothing: duplicates." in text
+
+
+def test_a_recipe_of_one_end_and_of_stages_to_come(tmp_path):
+  stages = tuple(run_directory.RECIPE)[:6]
+  path = report.write_report(run_directory.recipe(tmp_path / "run", stages))
+  assert headline_of(path) == (
+    "Held-out accuracy is 83.0 % after reasoning, and was 12.0 % before zero."
+  )
+  assert "Not begun: sft_data, sft, at_sft, pairs" in text_of(path)
+  assert '<section id="compared">' not in path.read_text()
+
+
+def test_data_stages_alone_do_not_make_a_recipe(tmp_path):
+  """One stage was evaluated: the page is about its steps."""
+  run_directory.recipe(tmp_path / "run", ("base", "zero", "cold_data"))
+  path = report.write_report(tmp_path / "run")
+  text = text_of(path)
+  assert headline_of(path).startswith("Held-out accuracy rose from 12.0 % to 71.0 %")
+  assert "Training steps: 200 of base, then 60 of zero." in text
+  assert "Curves of zero 60 steps" in text and "Curves of cold_data" not in text
+  assert "cold_data rejection, 1,612 lines made, 6,565 dropped" in text
 
 
 def test_samples_beyond_the_metrics_are_left_out(tmp_path):
@@ -227,10 +278,15 @@ def test_the_command_writes_where_it_is_told(tmp_path):
 
 
 @pytest.mark.parametrize(
-  "name", ["config.json", "samples/zero/eval_heldout_000300.jsonl"]
+  "name",
+  [
+    *("config.json", "samples/zero/eval_heldout_000060.jsonl"),
+    *("checkpoints/base/settings.json", "data/cold_data/dropped.jsonl"),
+  ],
 )
 def test_a_damaged_file_is_named(tmp_path, name):
-  workdir = run_directory.make(tmp_path / "run")
+  stages = ("base", "zero", "cold_data", "cold")
+  workdir = run_directory.recipe(tmp_path / "run", stages)
   (workdir / name).write_text('{"step"')
   with pytest.raises(InputError, match=name):
     report.write_report(workdir)
@@ -264,6 +320,12 @@ def attacked_page(tmp_path_factory):
   return report.write_report(workdir)
 
 
+@pytest.fixture(scope="module")
+def attacked_recipe(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("runs") / "recipe"
+  return report.write_report(run_directory.recipe(workdir, attack=True))
+
+
 SIZES = """[...document.querySelectorAll(".plot path.line, .plot path.area")]
   .filter(path => !path.closest("details"))
   .map(path => path.getBoundingClientRect()).map(box => [box.width, box.height])"""
@@ -293,6 +355,31 @@ def test_it_renders_without_errors_requests_or_overflow(
   assert set(requests) - {"data:,"} == {url}
   colour = chromium.run("getComputedStyle(document.body).backgroundColor")
   assert (int(re.search(r"\d+", colour).group()) < 80) == dark
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(("width", "dark"), [(390, True), (1200, False)])
+def test_a_recipe_renders_and_its_drawing_scrolls(
+  chromium, attacked_recipe, width, dark
+):
+  chromium.open(attacked_recipe.as_uri(), width=width, dark=dark)
+  chromium.run("""new Promise(done => {
+    addEventListener('hashchange', () => done(1)); location.hash = '#stage-2' })""")
+  assert chromium.run("document.documentElement.scrollWidth") == width
+  assert chromium.run(TOO_WIDE) == []
+  for event in ("Runtime.exceptionThrown", "Log.entryAdded"):
+    assert chromium.named(event) == []
+  assert chromium.named("Page.javascriptDialogOpening") == []
+  assert chromium.run("document.querySelectorAll('img, b > b').length") == 0
+  assert chromium.run("document.querySelector('#stage-2 details').open")
+  drawn = chromium.run("""(svg => [svg.getBoundingClientRect().width,
+    svg.closest('.wide').clientWidth])(document.querySelector('svg.lineage'))""")
+  assert (drawn[0] > drawn[1]) == (width < 600)
+  outside = """[...document.querySelectorAll('svg.lineage g')].filter(g => {
+    const box = g.querySelector('rect').getBoundingClientRect();
+    return [...g.querySelectorAll('text')].some(
+      t => t.getBoundingClientRect().right > box.right - 4)}).length"""
+  assert chromium.run(outside) == 0, "a text is wider than its box"
 
 
 @pytest.mark.browser

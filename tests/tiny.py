@@ -14,7 +14,7 @@ from r1jax.models.config import Experts, Latent, Llama3Rope, ModelConfig, YarnRo
 from r1jax.objectives import recipes
 from r1jax.objectives.policy_gradient import policy_gradient
 from r1jax.objectives.sft import cross_entropy
-from r1jax.sampling import decode, logits
+from r1jax.sampling import decode, logits, loop_state
 from r1jax.training.logprobs import token_logprobs
 from r1jax.types import Experience, Mean, ParamSpec, TokenRows
 
@@ -103,14 +103,14 @@ def plain_rows(sequences, length: int | None = None) -> TokenRows:
 
 
 def prompts(sequences, *, ids=None, pad: int = 0, capacity: int | None = None):
-  """`decode.Prompts` of some token lists; problems are numbered 100, 101, ..."""
+  """`loop_state.Prompts` of some token lists; problems are numbered 100, 101, ..."""
   capacity = capacity or max(map(len, sequences))
   tokens = np.full((len(sequences), capacity), pad, np.int32)
   for row, sequence in enumerate(sequences):
     tokens[row, : len(sequence)] = sequence
   ids = 100 + np.arange(len(sequences)) if ids is None else np.asarray(ids)
   lengths = np.asarray([len(sequence) for sequence in sequences], np.int32)
-  return decode.Prompts(tokens, lengths, ids.astype(np.int32))
+  return loop_state.Prompts(tokens, lengths, ids.astype(np.int32))
 
 
 def plain_distribution(logits, *, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
@@ -142,7 +142,7 @@ def generator(c: ModelConfig, *, stop_ids: tuple[int, ...] = (), **plan):
 
   def generate(params, prompts, controls, key):
     controls = stopping(controls, stop_ids)
-    return decode.generate(c, params, prompts, controls, key, decode.Plan(**plan))
+    return decode.generate(c, params, prompts, controls, key, loop_state.Plan(**plan))
 
   return jax.jit(generate)
 

@@ -5,8 +5,6 @@ What verifiers make of its golds is added by the command (`r1jax/audit.py`).
 
 import collections
 import dataclasses
-import inspect
-import itertools
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -109,23 +107,6 @@ class Audit:
         self.tried.items(), key=lambda item: place[item[0][0]]
       )
     ]
-
-
-def read_again(kept: ProblemSet, settings: Mapping[str, Any]) -> list[Problem]:
-  """Every problem that `load_problems(**settings)` met, in order, dropped ones too.
-
-  Lines that could not be read are not there.
-
-  Args:
-    kept: what it returned.
-  """
-  call = inspect.signature(problems.load_problems).bind(**settings)
-  call.apply_defaults()
-  read = problems.SOURCES[settings["source"]]
-  used = {name: call.arguments[name] for name in inspect.signature(read).parameters}
-  entries = read(**{name: value for name, value in used.items() if value is not None})
-  met = itertools.islice(entries, kept.counts["read"])
-  return [problem for problem in met if problem is not None]
 
 
 def find_unparsable(found: Audit, entries: Sequence[Problem]) -> list[Problem]:

@@ -1,8 +1,10 @@
 """TFDS builders over files that a user has: array_record on disk, no tensorflow."""
 
+import csv
 import hashlib
+import io
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,7 @@ def read_lines(
   on_bad_line: str,
   key: str,
 ) -> Iterator[tuple[int, Mapping[str, Any] | None]]:
-  """Yields (line number from 1, checked record) of a JSONL file; blank lines pass.
+  """Yields (number from 1, checked record) of a file; see `rows_of`.
 
   Args:
     check: returns what to keep of a record, raises ValueError saying what is wrong.
@@ -36,11 +38,9 @@ def read_lines(
   path = epath.Path(path)
   if not path.is_file():
     raise InputError(f"no file {path}; set --{key} to where it is")
-  for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-    if not line.strip():
-      continue
+  for number, row in rows_of(path):
     try:
-      record = json.loads(line)
+      record = json.loads(row) if isinstance(row, bytes) else row
       if not isinstance(record, dict):
         raise ValueError(f"a {type(record).__name__} where an object should be")
       yield number, check(record)
@@ -54,6 +54,53 @@ def read_lines(
       ) from e
 
 
+def rows_of(path: epath.Path) -> Iterator[tuple[int, bytes | Record]]:
+  """(number from 1, a line of JSON or what a row holds) of a file, by its ending.
+
+  `.csv` has a header, `.parquet` columns, `.json` one array or one object; `.json`
+  whose first line is a whole object, and all else, has an object a line, and blank
+  lines pass.
+
+  Raises:
+    InputError: a file that is not what its ending says.
+  """
+  content, ending = path.read_bytes(), path.suffix.lower()
+  try:
+    if ending == ".csv":
+      yield from _cells(content.decode("utf-8-sig"))
+      return
+    if ending == ".parquet":
+      import pyarrow.parquet
+
+      yield from enumerate(
+        pyarrow.parquet.read_table(io.BytesIO(content)).to_pylist(), start=1
+      )
+      return
+    if ending == ".json" and not _is_object(content.strip().partition(b"\n")[0]):
+      whole = json.loads(content)
+      yield from enumerate(whole if isinstance(whole, list) else [whole], start=1)
+      return
+  except (ValueError, csv.Error) as e:  # those of pyarrow are ValueErrors
+    raise InputError(f"{path} is no {ending} file that can be read: {e}") from e
+  for number, line in enumerate(content.splitlines(), start=1):
+    if line.strip():
+      yield number, line
+
+
+def _cells(text: str) -> Iterator[tuple[int, Record]]:
+  for number, row in enumerate(csv.DictReader(io.StringIO(text, newline="")), start=1):
+    if None in row or None in row.values():
+      raise ValueError(f"row {number} has not as many cells as the header")
+    yield number, row
+
+
+def _is_object(line: bytes) -> bool:
+  try:
+    return isinstance(json.loads(line), dict)
+  except ValueError:
+    return False
+
+
 def text_fields(record: Record, names: tuple[str, ...]) -> Record:
   """The named fields, each a text that is not blank; else ValueError."""
   for name in names:
@@ -64,105 +111,119 @@ def text_fields(record: Record, names: tuple[str, ...]) -> Record:
   return {name: record[name] for name in names}
 
 
-class FolderGsm8k(tfds.core.GeneratorBasedBuilder):
-  """One split of GSM8K (arXiv 2110.14168) from its published JSONL file.
+class LocalSet(tfds.core.GeneratorBasedBuilder):
+  """One split of a data set from its files, one behind the other.
 
-  Features: `line` in the file, `question`, `answer` (worked steps, then `#### N`).
+  Features: `line`, the number of a record, counted on from file to file; each of
+  `fields` as a text; `more`, all other fields as JSON.
+
+  Args:
+    fields: name of each text -> how files spell it; the first that is there is taken.
+    about: of `tfds.core.DatasetInfo`: description, citation, license.
   """
 
   VERSION = tfds.core.Version("1.0.0")
-  FIELDS = ("question", "answer")
 
-  def __init__(self, *, path: epath.Path, on_bad_line: str, **kwargs: Any):
-    self._path = path
+  def __init__(
+    self,
+    *,
+    paths: Sequence[epath.Path],
+    local_split: str,
+    fields: Mapping[str, Sequence[str]],
+    on_bad_line: str,
+    about: Mapping[str, str],
+    **kwargs: Any,
+  ):
+    self._paths = paths
+    self._split = local_split
+    self._fields = fields
     self._on_bad_line = on_bad_line
+    self._about = about
     super().__init__(**kwargs)
 
   def _info(self) -> tfds.core.DatasetInfo:
     features = {"line": tfds.features.Scalar(np.int64)}
-    features |= {name: tfds.features.Text() for name in self.FIELDS}
+    features |= {name: tfds.features.Text() for name in (*self._fields, "more")}
     return tfds.core.DatasetInfo(
-      builder=self, features=tfds.features.FeaturesDict(features)
+      builder=self, features=tfds.features.FeaturesDict(features), **self._about
     )
 
   def _split_generators(self, dl_manager: tfds.download.DownloadManager):
-    return {self._path.stem: self._generate_examples(self._path)}
+    return {self._split: self._generate_examples()}
 
-  def _generate_examples(self, path: epath.Path):
-    for number, record in read_lines(
-      path,
-      lambda record: text_fields(record, self.FIELDS),
-      on_bad_line=self._on_bad_line,
-      key="config.data.dir",
-    ):
-      # A skipped line stays as an empty record, so that a cached set still counts it.
-      kept = dict.fromkeys(self.FIELDS, "") if record is None else record
-      yield number, {"line": number, **kept}
+  def _generate_examples(self):
+    before = 0
+    for path in self._paths:
+      number = 0
+      for number, record in read_lines(
+        path, self._checked, on_bad_line=self._on_bad_line, key="config.data.path"
+      ):
+        # A skipped line stays as an empty record, so that a cached set still counts it.
+        kept = dict.fromkeys((*self._fields, "more"), "") if record is None else record
+        yield before + number, {"line": before + number, **kept}
+      before += number
+
+  def _checked(self, record: Record) -> dict[str, str]:
+    spelled = {
+      name: next((known for known in spellings if known in record), spellings[0])
+      for name, spellings in self._fields.items()
+    }
+    numbers = {
+      known: str(record[known])
+      for known in spelled.values()
+      # bool is an int to Python, and no number.
+      if type(record.get(known)) in (int, float)
+    }
+    texts = text_fields(record | numbers, tuple(spelled.values()))
+    more = {k: v for k, v in record.items() if k not in texts}
+    kept = {name: texts[known] for name, known in spelled.items()}
+    return {**kept, "more": json.dumps(more, default=str)}
 
 
-def open_gsm8k_folder(
-  dir: epath.PathLike, split: str, *, data_dir: epath.PathLike | None, on_bad_line: str
+def open_files(
+  paths: Sequence[epath.Path],
+  split: str,
+  *,
+  name: str,
+  fields: Mapping[str, Sequence[str]],
+  about: Mapping[str, str],
+  data_dir: epath.PathLike | None,
+  on_bad_line: str,
 ) -> list[Record]:
-  """Records of one split in file order; skipped lines have empty texts.
+  """What `LocalSet` makes of files, in their order; skipped lines have empty texts.
 
-  The set is prepared once per content of the file, under `data_dir` (TFDS's own
+  The set is prepared once per content of the files, under `data_dir` (TFDS's own
   default for None), and read from there afterwards.
 
   Raises:
-    InputError: no such folder or split file, or a bad line.
+    InputError: a file that cannot be read, or a bad line.
   """
   # Checked here as well: a prepared set is read without walking the lines.
   one_of(on_bad_line, ON_BAD_LINE, key="config.data.on_bad_line")
-  one_of(split, ("train", "test"), key="config.data.split")
-  path = epath.Path(dir) / f"{split}.jsonl"
-  if not path.is_file():
-    raise InputError(
-      f"no file {path}; set --config.data.dir to the folder with GSM8K's train.jsonl "
-      "and test.jsonl"
-    )
-  content = path.read_bytes()
-  if not content.strip():
-    return []  # which TFDS refuses to write
-  root = epath.Path(data_dir if data_dir is not None else tfds.core.constants.DATA_DIR)
-  digest = hashlib.sha256(on_bad_line.encode() + content).hexdigest()[:12]
-  builder = FolderGsm8k(
-    path=path,
+  spelled = {known: list(spellings) for known, spellings in fields.items()}
+  made_of = [path.name.encode() + b"\0" + path.read_bytes() for path in paths]
+  digest = hashlib.sha256(json.dumps([on_bad_line, spelled]).encode())
+  for content in made_of:
+    digest.update(hashlib.sha256(content).digest())
+  builder = LocalSet(
+    paths=paths,
+    local_split=split,
+    fields=fields,
     on_bad_line=on_bad_line,
-    data_dir=root.expanduser() / f"gsm8k_{split}_{digest}",
+    about=about,
+    data_dir=prepared_folder(data_dir) / f"{name}_{split}_{digest.hexdigest()[:12]}",
     file_format="array_record",
   )
+  if not builder.data_path.exists() and not any(any(rows_of(path)) for path in paths):
+    return []  # which TFDS refuses to write
   prepare(builder)
   return sorted(records(builder, split), key=lambda record: record["line"])
 
 
-def open_gsm8k_published(
-  split: str, *, data_dir: epath.PathLike | None
-) -> list[Record]:
-  """Records of TFDS's own `gsm8k` builder, downloaded unless already prepared.
-
-  Raises:
-    InputError: the network does not give the files.
-  """
-  import requests
-  from tensorflow_datasets.text.gsm8k import gsm8k
-
-  one_of(split, ("train", "test"), key="config.data.split")
-  builder = gsm8k.Gsm8k(data_dir=data_dir, file_format="array_record")
-  try:
-    if not builder.data_path.exists():
-      # The downloader would retry and wait; this fails within seconds.
-      url = f"{gsm8k._URL_PREFIX}train.jsonl"
-      requests.head(url, timeout=10, allow_redirects=True).raise_for_status()
-    prepare(builder)
-  except (requests.RequestException, tfds.download.DownloadError) as e:
-    raise InputError(
-      f"GSM8K could not be downloaded ({type(e).__name__}); give a folder with its "
-      "train.jsonl and test.jsonl by --config.data.dir"
-    ) from e
-  return [
-    {"line": number, **record}
-    for number, record in enumerate(records(builder, split), start=1)
-  ]
+def prepared_folder(data_dir: epath.PathLike | None) -> epath.Path:
+  """Where sets are kept; TFDS's default for None."""
+  root = tfds.core.constants.DATA_DIR if data_dir is None else data_dir
+  return epath.Path(root).expanduser()
 
 
 def prepare(builder: tfds.core.DatasetBuilder) -> None:

@@ -29,6 +29,8 @@ OPERATIONS: dict[str, Callable[[int, int], int]] = {
   "*": lambda value, operand: value * operand,
 }
 LABELS = string.ascii_letters
+# What may stand before a step of a worked answer, by language.
+THEN = {"en": "then", "zh": "再"}
 # Shares of all questions. Fixed here rather than in the config: two data sets are
 # disjoint only as long as both cut the space at the same places.
 SPLITS = {"corpus": 0.45, "train": 0.45, "heldout": 0.1}
@@ -144,23 +146,33 @@ class OpChainDataset(ProceduralDataset):
     return float(isinstance(answer, str) and answer.strip() == entry["answer"])
 
 
-def trace(entry: Mapping[str, Any], *, stride: int = 1) -> str:
-  """The worked steps, with a result after every `stride`-th operation and the last.
+def trace(entry: Mapping[str, Any], *, languages: Sequence[str] = ()) -> str:
+  """The worked steps: `a+4=7 b*3=1 c-2=9 d*7=3`.
 
-  stride 1: `a+4=7 b*3=1 c-2=9 d*7=3`; stride 2: `a+4 b*3=1 c-2 d*7=3`.
+  Args:
+    languages: before each step stands its word of `THEN` in one of them, drawn anew
+      for every step: a thought in two languages, as R1-Zero's were.
   """
   ops, values = entry["metadata"]["ops"], entry["metadata"]["values"]
+  rng = random.Random(entry["question"])
   words = []
-  for i, (op, value) in enumerate(zip(ops, values, strict=True), start=1):
-    shown = i % stride == 0 or i == len(ops)
-    words.append(f"{LABELS[i - 1]}{op}" + (f"={value}" if shown else ""))
+  for label, op, value in zip(LABELS, ops, values, strict=False):
+    if languages:
+      words.append(THEN[rng.choice(languages)])
+    words.append(f"{label}{op}={value}")
   return " ".join(words)
 
 
-def corpus_text(entry: Mapping[str, Any], mode: str, *, stride: int = 1) -> str:
+def corpus_text(
+  entry: Mapping[str, Any], mode: str, *, languages: Sequence[str] = ()
+) -> str:
   """A corpus's completion: "direct" answers at once, "think" works it out first."""
   one_of(mode, ("direct", "think"), key="mode")
-  thought = f"<think>{trace(entry, stride=stride)}</think>" if mode == "think" else ""
+  for language in languages:
+    one_of(language, THEN, key="config.examples.languages")
+  thought = ""
+  if mode == "think":
+    thought = f"<think>{trace(entry, languages=languages)}</think>"
   return f"{thought}<answer>{entry['answer']}</answer>"
 
 

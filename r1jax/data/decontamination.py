@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from r1jax.types import Problem
 
@@ -26,6 +26,22 @@ def ngrams(text: str, n: int) -> Iterator[tuple[str, ...]]:
     yield tuple(words[i : i + n])
 
 
+def overlap(
+  evaluation: Iterable[Problem], *, n: int
+) -> Callable[[str], tuple[str, str] | None]:
+  """Finds what a text shares: (evaluation id, n words in a row), None for nothing."""
+  seen: dict[tuple[str, ...], str] = {}
+  for problem in evaluation:
+    for run in ngrams(problem.prompt, n):
+      seen.setdefault(run, problem.id)
+
+  def shared(text: str) -> tuple[str, str] | None:
+    run = next((run for run in ngrams(text, n) if run in seen), None)
+    return None if run is None else (seen[run], " ".join(run))
+
+  return shared
+
+
 def decontaminate(
   problems: Iterable[Problem],
   evaluation: Sequence[Problem],
@@ -41,17 +57,14 @@ def decontaminate(
   Returns:
     The kept problems in order, and what was dropped.
   """
-  seen: dict[tuple[str, ...], str] = {}
-  for problem in evaluation:
-    for run in ngrams(problem.prompt, n):
-      seen.setdefault(run, problem.id)
+  shared = overlap(evaluation, n=n)
   kept, examples, count = [], [], 0
   for problem in problems:
-    run = next((run for run in ngrams(problem.prompt, n) if run in seen), None)
-    if run is None:
+    found = shared(problem.prompt)
+    if found is None:
       kept.append(problem)
       continue
     count += 1
     if len(examples) < num_examples:
-      examples.append((problem.id, seen[run], " ".join(run)))
+      examples.append((problem.id, *found))
   return kept, Contamination(count, tuple(examples))

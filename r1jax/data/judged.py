@@ -11,6 +11,9 @@ beside it what its objective learns from:
 - "process": `completion`, and `labels`: a number from 0 to 1 for each step. Steps are
   those of `step_ends`, unless `ends` has the number of characters up to the end of
   each, in order.
+
+Other fields are not read. Lines that a stage of the kind "pairs" makes have some:
+`problem_id`, `category`, and the `gap` that was above its threshold.
 """
 
 import bisect
@@ -140,6 +143,13 @@ def asked(record: builders.Record) -> dict[str, Any]:
   return {"prompt": kept[-1]["content"], "messages": kept}
 
 
+def question(problem: Problem) -> dict[str, Any]:
+  """The fields of a line that say what was asked: what `asked` reads."""
+  if problem.messages:
+    return {"messages": [dict(message) for message in problem.messages]}
+  return {"prompt": problem.prompt}
+
+
 def _pair(record: builders.Record, min_gap: float) -> dict[str, Any]:
   if "responses" in record:
     return _judged_pair(record, min_gap)
@@ -153,6 +163,13 @@ def _judged_pair(record: builders.Record, min_gap: float) -> dict[str, Any]:
   is_text = isinstance(responses, list) and all(isinstance(r, str) for r in responses)
   if not is_text or len(responses) != 2 or not all(r.strip() for r in responses):
     raise ValueError(f"field 'responses' is {responses!r}, not two texts")
+  gap = gap_of(judgements)
+  answers = tuple(responses) if gap > 0 else tuple(responses[::-1])
+  return {"answers": answers, "small_gap": not abs(gap) > min_gap}
+
+
+def gap_of(judgements: Any) -> float:
+  """By how much response 0 is the better one: mean difference of the scores."""
   if not isinstance(judgements, list) or not judgements:
     raise ValueError(f"field 'judgements' is {judgements!r}, not a list of objects")
   gaps = {0: [], 1: []}
@@ -168,9 +185,7 @@ def _judged_pair(record: builders.Record, min_gap: float) -> dict[str, Any]:
     gaps[first].append(shown[first] - shown[1 - first])
   # What a judge likes in the first place whatever stands there cancels where both
   # orders were judged, however often each was.
-  gap = float(np.mean([np.mean(own) for own in gaps.values() if own]))
-  answers = tuple(responses) if gap > 0 else tuple(responses[::-1])
-  return {"answers": answers, "small_gap": not abs(gap) > min_gap}
+  return float(np.mean([np.mean(own) for own in gaps.values() if own]))
 
 
 def _answer(record: builders.Record, min_gap: float) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""Which of a model's own answers become examples to train it on."""
+"""Which of a model's own answers become examples to train on."""
 
 import collections
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 # Why an answer is not kept.
 DROPPED = ("wrong", "truncated", "duplicates", "over_limit")
@@ -62,3 +62,20 @@ def select(
       num_kept[side] += 1
       kept.append((answer, is_right))
   return kept, counts
+
+
+def majority(votes: Sequence[str | None]) -> tuple[str | None, float]:
+  """(the most frequent vote, its share of all); (None, 0) where nobody votes.
+
+  Huang et al. 2022 (arXiv 2210.11610), section 3.1: the pseudo-label, and the
+  confidence in it. Of several that are as frequent it is the one seen first.
+
+  Args:
+    votes: of each path the answer; None of a path without one, which counts in the
+      whole all the same.
+  """
+  counts = collections.Counter(vote for vote in votes if vote is not None)
+  if not counts:
+    return None, 0.0
+  ((label, count),) = counts.most_common(1)
+  return label, count / len(votes)

@@ -20,7 +20,8 @@ def wilson(successes: float, n: float) -> tuple[float, float]:
   centre = rate + spread / 2
   half = Z95 * math.sqrt(rate * (1 - rate) / n + spread / (4 * n))
   low, high = (centre - half) / (1 + spread), (centre + half) / (1 + spread)
-  return max(low, 0.0), min(high, 1.0)
+  # Rounding must not put the rate outside.
+  return min(max(low, 0.0), rate), max(min(high, 1.0), rate)
 
 
 def clustered_interval(

@@ -15,6 +15,9 @@ from r1jax.errors import InputError, one_of
 from r1jax.rewards import choice, code, extract, maths
 
 Record = Mapping[str, Any]
+# The verifier of problems without a gold answer, whose answers are neither right nor
+# wrong: they have no part "accuracy".
+NO_GOLD = "none"
 
 
 def score(
@@ -73,6 +76,12 @@ def _judge(module: str, task: str, task_args: str) -> Callable[[Any, Any], float
   return create_dataset(task, **json.loads(task_args), seed=0, size=1).score_answer
 
 
+def no_verdict(text: str, problem: Record) -> float:
+  """Of problems without a gold answer; `RewardPool` leaves it out."""
+  del text, problem
+  return 0.0
+
+
 VERIFIERS: dict[str, Callable[..., float]] = {
   "math": maths.verify_math,
   "gsm8k": verify_gsm8k,
@@ -80,6 +89,7 @@ VERIFIERS: dict[str, Callable[..., float]] = {
   "exact": verify_exact,
   "reasoning_gym": verify_reasoning_gym,
   "code": code.verify,
+  NO_GOLD: no_verdict,
 }
 
 

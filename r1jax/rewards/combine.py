@@ -5,7 +5,7 @@ Letters: Q prompts, G samples per prompt.
 
 import functools
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -73,16 +73,20 @@ def choose_parts(
 
 def combine(
   parts_QG: Mapping[str, np.ndarray],
-  weights: Mapping[str, float],
+  weights_Q: Sequence[Mapping[str, float]],
   *,
   normalise: str = "none",
 ) -> np.ndarray:
-  """total[q, g] = sum over parts of weight * part[q, g], float32 points.
+  """total[q, g] = sum over parts of weight[q] * part[q, g], float32 points.
 
   DeepSeek-R1 report (arXiv 2501.12948), section 2.2: accuracy plus format at the same
-  weight. A part without a weight is only logged.
+  weight; its supplement: other parts for other prompts. A part without a weight, or
+  with the weight 0, is only logged.
 
   Args:
+    parts_QG: NaN where a part says nothing, which needs a prompt that does not weigh
+      it.
+    weights_Q: of the parts, for each prompt.
     normalise: "none", or "per_part": each part is first brought to mean 0 and standard
       deviation 1 (over G, not G - 1) within its group, so that a part of small spread
       is not drowned by another; parts without spread become 0.
@@ -91,11 +95,12 @@ def combine(
     InputError: a weight for an unknown part; an unknown way to normalise.
   """
   one_of(normalise, NORMALISE, key="config.reward.normalise")
-  total_QG = 0.0
-  for name, weight in weights.items():
+  total_QG = np.zeros(next(iter(parts_QG.values())).shape, np.float32)
+  for name in dict.fromkeys(name for weights in weights_Q for name in weights):
     one_of(name, parts_QG, key="config.reward.weights")
-    part_QG = np.asarray(parts_QG[name], np.float32)
-    total_QG = total_QG + np.float32(weight) * NORMALISE[normalise](part_QG)
+    weight_Q1 = np.asarray([[own.get(name, 0.0)] for own in weights_Q], np.float32)
+    part_QG = np.where(weight_Q1 == 0, 0, np.asarray(parts_QG[name], np.float32))
+    total_QG = total_QG + weight_Q1 * NORMALISE[normalise](part_QG)
   return np.asarray(total_QG, np.float32)
 
 

@@ -61,6 +61,19 @@ def think_prefix(text: str, strict: bool) -> float:
   return 1.0 if answer.strip() else 0.5
 
 
+def think(text: str, strict: bool) -> float:
+  """`<think>…</think>…`: R1's, where the answer opens the thought itself.
+
+  Strict: as `think_prefix`, behind a `<think>` that the answer begins with. Soft: half
+  for beginning with it, half as much as `think_prefix` gives for the rest.
+  """
+  opened = text.lstrip().startswith("<think>")
+  rest = text.partition("<think>")[2] if opened else text
+  if strict:
+    return think_prefix(rest, strict) if opened else 0.0
+  return 0.5 * opened + 0.5 * think_prefix(rest, strict)
+
+
 def boxed(text: str, strict: bool) -> float:
   r"""`\boxed{…}` where `answer_span` looks for the answer, so not in the thought.
 
@@ -78,5 +91,6 @@ def boxed(text: str, strict: bool) -> float:
 KINDS: dict[str, Callable[[str, bool], float]] = {
   "r1_zero": r1_zero,
   "think_prefix": think_prefix,
+  "think": think,
   "boxed": boxed,
 }

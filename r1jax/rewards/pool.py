@@ -131,8 +131,9 @@ class RewardPool:
     """Judges text i as an answer to problem i.
 
     Returns:
-      The parts of each item, and of the batch: counts `timeouts`, `crashes` (memory
-      included), `errors` (items on which a part raised), and `seconds`.
+      The parts of each item, without "accuracy" where the verifier is "none"; and of
+      the batch: counts `timeouts`, `crashes` (memory included), `errors` (items on
+      which a part raised), and `seconds`.
 
     Raises:
       InputError: unknown verifier; every item of the batch raised.
@@ -157,6 +158,9 @@ class RewardPool:
       # After an interrupt, verdicts of this batch must not be read by the next.
       if any(worker.items for worker in self._workers):
         self.close()
+    for parts, problem in zip(results, problems, strict=True):
+      if problem.verifier == accuracy.NO_GOLD:
+        parts.pop("accuracy", None)
     said = [f"{raised[i]} (problem {problems[i].id!r})" for i in sorted(raised)]
     stats["errors"] = len(said)
     return results, stats | {"seconds": time.monotonic() - start}, said

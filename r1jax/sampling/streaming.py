@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from r1jax.models.config import ModelConfig
-from r1jax.sampling import decode, logits
+from r1jax.sampling import decode, logits, loop_state, prefill
 from r1jax.sharding import Partition
 
 _SMALLEST_PROMPT = 128
@@ -70,7 +70,7 @@ class Streamer:
     start, advance = self._programs(length, slots)
     tokens_1P = np.zeros((1, length), np.int32)
     tokens_1P[0, : len(prompt)] = prompt
-    asked = decode.Prompts(
+    asked = loop_state.Prompts(
       tokens_1P, np.asarray([len(prompt)], np.int32), np.asarray([part], np.int32)
     )
     controls = logits.controls(
@@ -90,7 +90,7 @@ class Streamer:
       )
       steps_per_s = limit / (time.monotonic() - began)
       yield row_T[seen:num_tokens].tolist()
-      if row == decode.IDLE:
+      if row == loop_state.IDLE:
         return
       seen, limit = num_tokens, min(int(steps_per_s * _REFRESH_S) + 1, _MOST_STEPS)
 
@@ -101,21 +101,21 @@ class Streamer:
     self._say(f"compiling for prompts of up to {length:,} tokens")
 
     # One window: a row reads far less of its own keys than of the weights.
-    plan = decode.Plan(samples=1, max_tokens=slots, windows=(slots,))
+    plan = loop_state.Plan(samples=1, max_tokens=slots, windows=(slots,))
     of_model = {"plan": plan, "partition": self._partition}
 
     def begin(params, prompts, controls, key):
-      return decode.start(self.c, params, prompts, controls, key, **of_model)[0]
+      return prefill.start(self.c, params, prompts, controls, key, **of_model)[0]
 
     def go_on(params, state, controls, limit):
       return decode.advance(self.c, params, state, controls, limit=limit, **of_model)
 
     one = jax.ShapeDtypeStruct((1,), jnp.int32)
     tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
-    asked = decode.Prompts(tokens, one, one)
+    asked = loop_state.Prompts(tokens, one, one)
     controls = logits.controls(1, max_tokens=1)
     state = jax.eval_shape(begin, self._params, asked, controls, jax.random.key(0))
-    held = decode.state_shardings(state, self._partition)
+    held = loop_state.state_shardings(state, self._partition)
     self._compiled[length, slots] = (
       jax.jit(begin, out_shardings=held),
       jax.jit(go_on, donate_argnums=1, out_shardings=held),

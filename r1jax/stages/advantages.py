@@ -18,6 +18,8 @@ from r1jax.errors import InputError, one_of
 from r1jax.objectives import advantages as estimators
 from r1jax.objectives import reduce, shaping
 from r1jax.rewards.combine import combine
+from r1jax.stages import categories, model_part
+from r1jax.types import Problem
 
 # Estimators that a stage can feed; no verifier gives a reward for each step.
 KINDS = tuple(name for name in estimators.ESTIMATORS if name != "process")
@@ -30,7 +32,8 @@ class Rewards:
   """Of all answers to some prompts.
 
   Attributes:
-    parts_QG: by name; "shaping" among them where lengths have points.
+    parts_QG: by name; "shaping" among them where lengths have points. NaN where a
+      problem does not have the part.
     total_QG: what is logged: the weighted parts, and the points for lengths.
     cut_QG: where the length limit ended the answer.
     taken_QG: what advantages are made of.
@@ -47,18 +50,19 @@ class Rewards:
 def rewards(
   config: Mapping[str, Any],
   parts_QG: Mapping[str, np.ndarray],
+  problems: Sequence[Problem],
   length_QG: np.ndarray,
   stopped_QG: np.ndarray,
 ) -> Rewards:
   """What a stage's `reward`, `shaping` and `truncated` make of judged answers.
 
   Args:
+    problems: Q of them, whose categories decide on the weights.
     length_QG: tokens.
     stopped_QG: whether the answer ended by itself.
   """
-  total_QG = combine(
-    parts_QG, config["reward"]["weights"], normalise=config["reward"]["normalise"]
-  )
+  weights_Q = categories.weights(config, problems)
+  total_QG = combine(parts_QG, weights_Q, normalise=config["reward"]["normalise"])
   points_QG = points(config, parts_QG["accuracy"], length_QG)
   if points_QG is not None:
     parts_QG = {**parts_QG, "shaping": points_QG}
@@ -76,23 +80,27 @@ def rewards(
 def points(
   config: Mapping[str, Any], correct_QG: np.ndarray, length_QG: np.ndarray
 ) -> np.ndarray | None:
-  """Points for the length of answers, float32; None where the stage gives none."""
+  """Points for the length of answers, float32; None where the stage gives none.
+
+  Args:
+    correct_QG: NaN where there is no gold; such answers have none of the points that
+      depend on being right or wrong.
+  """
   own, max_tokens = config["shaping"], config["rollout"]["max_tokens"]
   made = []
   if own["overlong_buffer"]:
     buffer = own["overlong_buffer"]
     made.append(shaping.soft_overlong(length_QG, max_tokens=max_tokens, buffer=buffer))
   if own["cosine_correct"] or own["cosine_wrong"]:
-    made.append(
-      shaping.cosine_length(
-        correct_QG,
-        length_QG,
-        max_tokens=max_tokens,
-        correct=own["cosine_correct"],
-        wrong=own["cosine_wrong"],
-        exceeded=own["cosine_exceeded"],
-      )
+    cosine_QG = shaping.cosine_length(
+      correct_QG,
+      length_QG,
+      max_tokens=max_tokens,
+      correct=own["cosine_correct"],
+      wrong=own["cosine_wrong"],
+      exceeded=own["cosine_exceeded"],
     )
+    made.append(np.where(np.isnan(correct_QG), 0, cosine_QG))
   if own["shortest_bonus"]:
     bonus = own["shortest_bonus"]
     made.append(shaping.shortest_correct(correct_QG, length_QG, bonus=bonus))
@@ -130,10 +138,17 @@ def check(config: Mapping[str, Any]) -> None:
       f"config.shaping.cosine_correct={pairs[0]} and cosine_wrong={pairs[1]}: two "
       "numbers each, or () both for none"
     )
+  if name == "remax" and model_part.MAJORITY in categories.parts(config):
+    raise InputError(
+      f"config.advantage.estimator={name!r} with a weight for "
+      f"{model_part.MAJORITY!r}: its greedy answer is one that nothing can agree "
+      "with; choose another estimator"
+    )
   nothing_QG = np.zeros((1, 1))
   rewards(
     config,
-    dict.fromkeys([*config["reward"]["weights"], "accuracy"], nothing_QG),
+    dict.fromkeys([*categories.parts(config), "accuracy"], nothing_QG),
+    [Problem("", "", "", "")],
     nothing_QG,
     nothing_QG > 0,
   )

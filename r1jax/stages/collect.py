@@ -28,7 +28,7 @@ from r1jax.errors import InputError, one_of
 from r1jax.models import quantized
 from r1jax.objectives import filters
 from r1jax.rewards.pool import RewardPool
-from r1jax.sampling import decode
+from r1jax.sampling import loop_state
 from r1jax.stages import rollouts
 from r1jax.stages.asking import Asking
 from r1jax.stages.rollouts import Judging, Sampler
@@ -84,12 +84,14 @@ class Drawn:
 
   Attributes:
     place_Q: int32, place of each prompt among all problems, -1 for none.
+    since_Q: int32, number of the rollout that its oldest tokens are of.
     rows: what has been drawn.
     counts, weights_checksum: of the rollout, see `types.Rollout`.
   """
 
   place_Q: np.ndarray
-  rows: decode.Begun
+  since_Q: np.ndarray
+  rows: loop_state.Begun
   counts: dict[str, np.ndarray]
   weights_checksum: np.ndarray
 
@@ -129,12 +131,16 @@ class _Round:
   Attributes:
     problems: of all its prompts.
     groups: numbers of the complete ones that a step may take.
+    age: rollouts since the oldest of them was begun.
+    restarted: groups that are too old, and begin anew in the next rollout.
     keep_Q: whether the filter keeps each of `groups`.
   """
 
   problems: Sequence[Problem]
   rollout: Rollout
   groups: np.ndarray
+  age: int
+  restarted: int
   keep_Q: np.ndarray
   parts_QG: Mapping[str, np.ndarray]
   judged: Mapping[str, float]
@@ -150,6 +156,11 @@ def check(config: Mapping[str, Any]) -> None:
     raise InputError(
       f"config.rollout.oversample={oversample} and lag={lag}: prompts, 0 or more, and "
       "0 or 1"
+    )
+  if rollout["max_age"] < 0 or (rollout["max_age"] and not oversample):
+    raise InputError(
+      f"config.rollout.max_age={rollout['max_age']}: must be 0 (no bound) or more, and "
+      "0 where config.rollout.oversample=0, since no group goes on then"
     )
   if not (oversample or lag):
     return
@@ -198,6 +209,7 @@ class Collector:
     self._samples = rollout["group_size"]
     self._max_tokens = rollout["max_tokens"]
     self._cache = rollout["cache"]
+    self._max_age = rollout["max_age"]
     self._is_partial = rollout["oversample"] > 0
     self._lags = rollout["lag"] > 0
     self._filters = config["filter"]["kind"] != "none"
@@ -288,8 +300,8 @@ class Collector:
       begun_B=asked.rows.length_B if self._is_partial else None,
       cache=self._cache,
     )
-    self._left = self._leftover(asked, rollout)
-    return self._judged(asked, rollout, judging, work)
+    self._left, restarted = self._leftover(asked, rollout, number)
+    return self._judged(asked, rollout, judging, work, number, restarted)
 
   def _drawn_before(
     self, drawn_with: Any, settle: Callable[[], None], more: bool
@@ -305,15 +317,16 @@ class Collector:
       self._ahead = self._dispatched(drawn_with)
     settle()
     asked = self._fetched()
-    rollout = _rollout_of(asked, self._room)
-    self._left, self._ahead = self._leftover(asked, rollout), None
+    rollout, number = _rollout_of(asked, self._room), int(self._asked.rollouts)
+    self._ahead = None
+    self._left, restarted = self._leftover(asked, rollout, number)
     if more:
       self._ahead = self._dispatched(drawn_with)
     judging = Judging(self._pool, self._problems(asked), self._samples)
     for q in _complete(rollout)[: self._wanted]:
       own = rollouts.cut(rollout, [q])
       judging.add(int(q), self._sampler.texts(self._sampler.completions(own)))
-    return self._judged(asked, rollout, judging, None)
+    return self._judged(asked, rollout, judging, None, number, restarted)
 
   def _dispatched(self, drawn_with: Any) -> tuple[Drawn, Rollout]:
     asked, number = self._ask()
@@ -339,17 +352,19 @@ class Collector:
     """The groups that are left and behind them new ones; the number of the rollout."""
     asked = self._left
     if asked is None:
-      asked = Drawn(np.full(self._room, -1, np.int32), None, {}, None)
+      nobody_Q = np.full(self._room, -1, np.int32)
+      asked = Drawn(nobody_Q, nobody_Q, None, {}, None)
     num_left = int((asked.place_Q >= 0).sum())
     number, before = int(self._asked.rollouts) + 1, int(self._asked.problems)
-    place_Q = asked.place_Q.copy()
+    place_Q, since_Q = asked.place_Q.copy(), asked.since_Q.copy()
+    since_Q[since_Q < 0] = number
     place_Q[num_left:] = self._asking.places(
       self._room - num_left, num_asked=before, rollout=number
     )
     self._asked = Asked(
       np.asarray(before + self._room - num_left, np.int32), np.asarray(number, np.int32)
     )
-    return asked.replace(place_Q=place_Q), number
+    return asked.replace(place_Q=place_Q, since_Q=since_Q), number
 
   def _problems(self, asked: Drawn) -> list[Problem]:
     return [self._asking.problem(int(place)) for place in asked.place_Q]
@@ -372,7 +387,7 @@ class Collector:
     num_rows = self._room * self._samples
     shape = (num_rows, self._max_tokens)
     key_data = jax.random.key_data(self._key[0])
-    rows = decode.Begun(
+    rows = loop_state.Begun(
       tokens_BT=np.zeros(shape, np.int32),
       logp_BT=np.zeros(shape, np.float32),
       plain_logp_BT=None,
@@ -384,30 +399,49 @@ class Collector:
     )
     return Drawn(
       place_Q=np.full(self._room, -1, np.int32),
+      since_Q=np.full(self._room, -1, np.int32),
       rows=rows,
-      counts=dict.fromkeys(decode.COUNTS, np.zeros((), np.int32)),
+      counts=dict.fromkeys(loop_state.COUNTS, np.zeros((), np.int32)),
       weights_checksum=np.zeros((), np.uint32),
     )
 
-  def _leftover(self, asked: Drawn, rollout: Rollout) -> Drawn | None:
-    """What goes on in the next rollout: all groups but the first complete ones."""
+  def _leftover(
+    self, asked: Drawn, rollout: Rollout, number: int
+  ) -> tuple[Drawn | None, int]:
+    """(what goes on in the next rollout, how many groups of it begin anew).
+
+    These are all groups but the first complete ones; those that would be older than
+    `config.rollout.max_age` lose what they have drawn.
+    """
     nothing = self._nothing_left()
     if nothing is None:
-      return None
+      return None, 0
     chosen = set(_complete(rollout)[: self._wanted].tolist())
     left = np.asarray([q for q in range(self._room) if q not in chosen], int)
-    place_Q = nothing.place_Q.copy()
+    place_Q, since_Q = nothing.place_Q.copy(), nothing.since_Q.copy()
     place_Q[: len(left)] = asked.place_Q[left]
+    since_Q[: len(left)] = asked.since_Q[left]
 
     def laid(empty: np.ndarray, own: np.ndarray) -> np.ndarray:
       out = empty.copy()
       out[: len(own)] = own
       return out
 
-    return nothing.replace(
-      place_Q=place_Q,
-      rows=jax.tree.map(laid, nothing.rows, _rows_of(rollout, left)),
-    )
+    rows = jax.tree.map(laid, nothing.rows, _rows_of(rollout, left))
+    is_old_Q = np.zeros(self._room, bool)
+    if self._max_age:
+      is_old_Q = (since_Q >= 0) & (number + 1 - since_Q > self._max_age)
+      since_Q[is_old_Q] = -1
+      is_old_B = np.repeat(is_old_Q, self._samples)
+      rows = jax.tree.map(
+        lambda own, empty: np.where(
+          is_old_B.reshape(-1, *[1] * (own.ndim - 1)), empty, own
+        ),
+        rows,
+        nothing.rows,
+      )
+    held = nothing.replace(place_Q=place_Q, since_Q=since_Q, rows=rows)
+    return held, int(is_old_Q.sum())
 
   def _judged(
     self,
@@ -415,6 +449,8 @@ class Collector:
     rollout: Rollout,
     judging: Judging,
     work: limits.Work | None,
+    number: int,
+    restarted: int,
   ) -> _Round:
     groups = _complete(rollout)[: self._wanted]
     with self._run.clock("reward"):
@@ -425,6 +461,8 @@ class Collector:
       problems=self._problems(asked),
       rollout=rollout,
       groups=groups,
+      age=int(np.max(number - asked.since_Q[groups], initial=0)),
+      restarted=restarted,
       keep_Q=self._keep(correct_QG),
       parts_QG=parts_QG,
       judged=judged,
@@ -442,7 +480,7 @@ class Collector:
     rollout = rollout.replace(
       counts={
         name: sum(int(one.rollout.counts[name]) for one in rounds)
-        for name in decode.COUNTS
+        for name in loop_state.COUNTS
       }
     )
     seen = {
@@ -451,6 +489,8 @@ class Collector:
     } | self._pool.seen()
     if self._left is not None:
       seen["rollout/groups_left"] = self._room - len(rounds[-1].groups)
+      seen["rollout/age_max"] = max(one.age for one in rounds)
+      seen["rollout/restarted"] = sum(one.restarted for one in rounds)
     if self._filters:
       seen["filter/rounds"] = len(rounds)
       seen["filter/asked"] = len(problems)
@@ -498,11 +538,11 @@ def _joined(parts: Sequence[Rollout]) -> Rollout:
   )
 
 
-def _rows_of(rollout: Rollout, prompts: np.ndarray) -> decode.Begun:
+def _rows_of(rollout: Rollout, prompts: np.ndarray) -> loop_state.Begun:
   """The rows of some prompts, to go on with."""
   own = rollouts.cut(rollout, prompts)
   fields = ("tokens_BT", "logp_BT", "length_B", "stopped_B", "done_B", "key_BX")
-  return decode.Begun(
+  return loop_state.Begun(
     **{name: np.asarray(getattr(own, name)) for name in fields},
     plain_logp_BT=None,
     has_key_B=np.ones(len(own.length_B), bool),

@@ -18,13 +18,13 @@ import jax
 import numpy as np
 
 from r1jax import limits, metrics, prng, sharding
-from r1jax.data import examples, packing, problems, stream, templates
+from r1jax.data import packing, problems, stream, templates
 from r1jax.data import tokenizer as tokenizers
 from r1jax.errors import InputError, one_of
 from r1jax.models import parameters
 from r1jax.models.config import ModelConfig
 from r1jax.objectives import distill, policy
-from r1jax.stages import sft, supervised
+from r1jax.stages import sets, sft, supervised
 from r1jax.stages.rollouts import Sampler, records
 from r1jax.stages.run import Run, Stage
 from r1jax.stages.trainable import Trainable
@@ -63,17 +63,20 @@ class Prepared:
   """What a stage has read and checked before any stage begins.
 
   Attributes:
+    microbatches: M, room for a step of either kind.
     rows: the worked examples in rows of one length, or None where there are none.
     waste: share of padding in them.
     asked: where the student draws.
-    microbatches: M, room for a step of either kind.
+    is_read: False where an earlier stage has yet to make the examples, so that the last
+      three are not known.
   """
 
   teacher: Teacher
-  rows: TokenRows | None
-  waste: float
-  asked: Asked | None
   microbatches: int
+  rows: TokenRows | None = None
+  waste: float = 0.0
+  asked: Asked | None = None
+  is_read: bool = False
 
 
 def prepare_distill(run: Run, name: str, config: Mapping[str, Any]) -> Prepared:
@@ -89,19 +92,14 @@ def prepare_distill(run: Run, name: str, config: Mapping[str, Any]) -> Prepared:
       "config.data is set, but with config.on_policy=0 the student answers no "
       "problems; leave config.data empty"
     )
-  rows, waste, microbatches = None, 0.0, 0
+  microbatches = 0
+  is_to_come = False
   if share < 1 or not config["data"]:
     _need_examples(config)
+    is_to_come = sets.is_to_come(config["examples"])
   if share < 1:
-    rows, waste = sft.packed(run, {**config, "train_on": "completion"})
     microbatches = training["microbatches"]
-    if share > 0:
-      # One program for both kinds of step: here each segment is its own beginning.
-      rows = rows.replace(parents_BL=rows.segments_BL)
-    _order(run, config, rows)
-  asked = None
   if share > 0:
-    asked = _asked(run, config)
     rollout = config["rollout"]
     places = room(
       rollout["prompts"] * rollout["group_size"],
@@ -112,7 +110,24 @@ def prepare_distill(run: Run, name: str, config: Mapping[str, Any]) -> Prepared:
       shards=run.partition.size("batch"),
     )
     microbatches = max(microbatches, places)
-  return Prepared(teacher, rows, waste, asked, microbatches)
+  prepared = Prepared(teacher, microbatches)
+  return prepared if is_to_come else _read(run, config, prepared)
+
+
+def _read(run: Run, config: Mapping[str, Any], prepared: Prepared) -> Prepared:
+  """With the data, which earlier stages must have made."""
+  share, rows, waste, asked = config["on_policy"], None, 0.0, None
+  if share < 1:
+    rows, waste = sft.packed(run, {**config, "train_on": "completion"})
+    if share > 0:
+      # One program for both kinds of step: here each segment is its own beginning.
+      rows = rows.replace(parents_BL=rows.segments_BL)
+    _order(run, config, rows)
+  if share > 0:
+    asked = _asked(run, config)
+  return dataclasses.replace(
+    prepared, rows=rows, waste=waste, asked=asked, is_read=True
+  )
 
 
 def check_loss(config: Mapping[str, Any]) -> None:
@@ -194,7 +209,7 @@ def _asked(run: Run, config: Mapping[str, Any]) -> Asked:
   if config["data"]:
     found: Sequence[Problem] = problems.load_problems(**config["data"])
   else:
-    found = [one.problem for one in examples.load_examples(**config["examples"])]
+    found = [one.problem for one in sets.examples(run, config["examples"])]
   rollout = config["rollout"]
   encoded = templates.encode(
     found, run.tokenizer, length=rollout["prompt_length"], **config["template"]
@@ -229,6 +244,8 @@ def train_distill(
   `rollout`, `moe`, `lora`, `optim`, and `training` as of a stage of kind "sft".
   """
   training, teacher = config["training"], prepared.teacher
+  if not prepared.is_read:
+    prepared = _read(run, config, prepared)
   trainable = Trainable.of(run, config)
   optimizer, rate = trainable.optimizer(config["optim"])
   specs = trainable.specs

@@ -11,7 +11,7 @@ from r1jax.data import templates
 from r1jax.evals.intervals import clustered_interval
 from r1jax.rewards.combine import combine
 from r1jax.rewards.pool import RewardPool
-from r1jax.stages import model_part
+from r1jax.stages import categories
 from r1jax.stages.rollouts import Judging, Sampler, records
 from r1jax.stages.run import Run
 from r1jax.stages.trainable import Trainable
@@ -47,6 +47,8 @@ def sampler_of(
 class Evaluation:
   """Answers to sets of problems, judged like the training's.
 
+  Accuracy is of the problems that have a gold answer; a set of none has no accuracy.
+
   Args:
     config: all settings of the stage.
     sets: name -> problems.
@@ -71,9 +73,7 @@ class Evaluation:
     self._run = run
     self._stage = stage
     self._pool = pool
-    # Totals of evaluations are of what text alone decides.
-    weights = config["reward"]["weights"]
-    self._weights = {k: v for k, v in weights.items() if k != model_part.NAME}
+    self._config = config
     self._samples = config["eval"]["samples"]
     length = config["rollout"]["prompt_length"]
     self._sets = {
@@ -120,6 +120,11 @@ class Evaluation:
     rollout = self._sampler(weights, prompts, problems, key, on_complete=judge)
     texts = self._sampler.texts(self._sampler.completions(rollout))
     parts_QG, _ = judging.result()
+    # Totals of evaluations are of what text alone decides.
+    weights_Q = [
+      {part: weight for part, weight in own.items() if part in parts_QG}
+      for own in categories.weights(self._config, problems)
+    ]
     return records(
       self._run,
       step=step,
@@ -129,20 +134,24 @@ class Evaluation:
       texts=texts,
       rollout=rollout,
       parts_QG=parts_QG,
-      total_QG=combine(parts_QG, self._weights),
+      total_QG=combine(parts_QG, weights_Q),
     )
 
   def _summary(self, lines: Sequence[Mapping[str, Any]]):
     """(name, value) of what is said of a set."""
-    right = np.asarray([line["reward"]["accuracy"] for line in lines], np.float64)
-    per_problem = right.reshape(-1, self._samples).mean(axis=1)
-    low, high = clustered_interval(
-      per_problem.tolist(), samples_per_problem=self._samples
-    )
-    yield "accuracy", float(per_problem.mean())
-    yield "accuracy_low", low
-    yield "accuracy_high", high
+    found = [line["reward"] for line in lines]
+    right = np.asarray([own["accuracy"] for own in found if "accuracy" in own])
+    if right.size:
+      per_problem = right.astype(np.float64).reshape(-1, self._samples).mean(axis=1)
+      low, high = clustered_interval(
+        per_problem.tolist(), samples_per_problem=self._samples
+      )
+      yield "accuracy", float(per_problem.mean())
+      yield "accuracy_low", low
+      yield "accuracy_high", high
     yield "length_mean", float(np.mean([line["length"] for line in lines]))
-    yield "format", float(np.mean([line["reward"]["format"] for line in lines]))
+    for part in ("format", "language"):
+      if part in found[0]:
+        yield part, float(np.mean([own[part] for own in found]))
     yield "truncated", float(np.mean([line["stop"] == "length" for line in lines]))
-    yield "n", len(per_problem)
+    yield "n", len(lines) // self._samples

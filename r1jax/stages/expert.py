@@ -28,9 +28,11 @@ import numpy as np
 from r1jax import limits, prng, sharding
 from r1jax.data import packing, selection, stream, templates
 from r1jax.errors import InputError, one_of
+from r1jax.rewards.accuracy import NO_GOLD
 from r1jax.rewards.pool import RewardPool
-from r1jax.stages import evaluate, sets, sft, supervised
+from r1jax.stages import categories, evaluate, model_part, sets, sft, supervised
 from r1jax.stages.evaluate import Evaluation
+from r1jax.stages.model_part import ModelParts
 from r1jax.stages.own_answers import Line, OwnAnswers, answers, summary
 from r1jax.stages.rollouts import Sampler
 from r1jax.stages.run import Run, Stage
@@ -73,8 +75,10 @@ def prepare_expert(run: Run, name: str, config: Mapping[str, Any]) -> Prepared:
   supervised.check(run, config)
   one_of(keep["set"], SETS, key="config.keep.set")
   one_of(config["asks"], ASKS, key="config.asks")
-  names = dict.fromkeys([*config["reward"]["weights"], "accuracy", "format"])
+  model_part.check(run, config)
+  names = dict.fromkeys([*categories.parts(config), "accuracy", "format"])
   one_of(keep["part"], names, key="config.keep.part")
+  config = categories.with_parts(config, [keep["part"]])
   if keep["per_problem"] < 0:
     raise InputError(
       f"config.keep.per_problem={keep['per_problem']}: must be 0 (all) or more"
@@ -114,6 +118,11 @@ def prepare_expert(run: Run, name: str, config: Mapping[str, Any]) -> Prepared:
       f"config.dev={config['dev']!r}: name the set of config.eval.sets whose accuracy "
       f"ends the rounds; there are: {', '.join(eval_sets) or 'none'}"
     )
+  if all(problem.verifier == NO_GOLD for problem in eval_sets[dev]):
+    raise InputError(
+      f"config.dev={config['dev']!r}: no problem of config.eval.sets.{dev} has a gold "
+      "answer, so that it has no accuracy; name another set"
+    )
   return Prepared(
     problems,
     eval_sets,
@@ -121,7 +130,11 @@ def prepare_expert(run: Run, name: str, config: Mapping[str, Any]) -> Prepared:
     prompts,
     supervised.sampler_of(run, config),
     evaluate.sampler_of(run, config, eval_sets),
-    sets.reward_pool(config, [*problems, *itertools.chain(*eval_sets.values())]),
+    sets.reward_pool(
+      config,
+      [*problems, *itertools.chain(*eval_sets.values())],
+      needed=[keep["part"]],
+    ),
   )
 
 
@@ -167,6 +180,7 @@ def train_expert(
   `round_steps`, `patience`, `dev`, `asks`, and the sections that `configs/common.py`
   explains. Rounds that end early leave their last checkpoint at `num_steps`.
   """
+  config = categories.with_parts(config, [config["keep"]["part"]])
   training, round_steps = config["training"], config["round_steps"]
   trainable = Trainable.of(run, config)
   optimizer, rate = trainable.optimizer(config["optim"])
@@ -220,7 +234,16 @@ def train_expert(
       held_frozen=None if config["rollout"]["weights"] else held_frozen,
       pool=pool,
     )
-    own = OwnAnswers(run, name, config, prepared.sampler, pool, prepared.problems)
+    own = OwnAnswers(
+      run,
+      name,
+      config,
+      prepared.sampler,
+      pool,
+      prepared.problems,
+      part=config["keep"]["part"],
+      more_parts=ModelParts(run, config),
+    )
     if state is None:
       train = fresh()
       best = copy(train.params)

@@ -12,7 +12,7 @@ from r1jax import prng
 from r1jax.rewards.pool import RewardPool
 from r1jax.stages import advantages
 from r1jax.stages.collect import sampler_of
-from r1jax.stages.model_part import ModelPart
+from r1jax.stages.model_part import ModelParts
 from r1jax.stages.rollouts import Judging
 from r1jax.stages.run import Run
 from r1jax.types import Problem
@@ -40,7 +40,7 @@ class Greedy:
     weights: Any,
     problems: Sequence[Problem],
     prompts: Sequence[Sequence[int]],
-    by_model: ModelPart,
+    more_parts: ModelParts,
   ) -> np.ndarray:
     """float32 [Q], the reward of each answer as `advantages.rewards` has it."""
     judging = Judging(pool, problems, 1)
@@ -52,8 +52,12 @@ class Greedy:
       on_complete=lambda q, ids: judging.add(q, self._sampler.texts(ids)),
     )
     parts_Q1, _ = judging.result()
-    parts_Q1 = by_model(parts_Q1, problems, self._sampler.completions(rollout))
+    parts_Q1 = more_parts(parts_Q1, problems, self._sampler.completions(rollout))
     judged = advantages.rewards(
-      self._config, parts_Q1, rollout.length_B[:, None], rollout.stopped_B[:, None]
+      self._config,
+      parts_Q1,
+      problems,
+      rollout.length_B[:, None],
+      rollout.stopped_B[:, None],
     )
     return judged.taken_QG[:, 0]

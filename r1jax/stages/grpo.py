@@ -26,6 +26,7 @@ from r1jax.rewards.pool import RewardPool
 from r1jax.stages import (
   advantages,
   asking,
+  categories,
   collect,
   evaluate,
   learn,
@@ -37,7 +38,7 @@ from r1jax.stages.collect import Collector
 from r1jax.stages.critic import Critic
 from r1jax.stages.greedy import Greedy
 from r1jax.stages.learn import Answers, Learner, abstract_everywhere, on_devices
-from r1jax.stages.model_part import ModelPart
+from r1jax.stages.model_part import ModelParts
 from r1jax.stages.rollouts import Sampler, cut, experts_of, records
 from r1jax.stages.run import Run, Stage
 from r1jax.stages.trainable import Trainable
@@ -95,9 +96,9 @@ def prepare_grpo(run: Run, name: str, config: Mapping[str, Any]) -> Prepared:
   }
   room(rollout["prompts"] * rollout["group_size"], **layout)
   Trainable.of(run, config).check(config)
+  model_part.check(run, config)
   for part in (collect, advantages, reference, asking, learn):
     part.check(config)
-  model_part.check(run, config)
   experts.check(run.model, **config["moe"])
   sampler = collect.sampler_of(run, config)
   estimator = config["advantage"]["estimator"]
@@ -157,7 +158,8 @@ def train_grpo(
   num_prompts, group_size = (config["rollout"][k] for k in ("prompts", "group_size"))
   sampler = prepared.sampler
   learner = Learner(run, name, config, prepared.layout, prepared.critic)
-  by_model = ModelPart(run, config)
+  more_parts = ModelParts(run, config)
+  has_categories = len({categories.of(problem) for problem in prepared.train_set}) > 1
 
   with (
     prepared.pool as pool,
@@ -200,16 +202,17 @@ def train_grpo(
             weights(),
             collected.problems[:num_prompts],
             collected.prompts[:num_prompts],
-            by_model,
+            more_parts,
           )
 
       with run.clock("reward"):
         everything = collected.rollout
         judged = advantages.rewards(
           config,
-          by_model(
+          more_parts(
             collected.parts_QG, collected.problems, sampler.completions(everything)
           ),
+          collected.problems,
           everything.length_B.reshape(-1, group_size),
           everything.stopped_B.reshape(-1, group_size),
         )
@@ -270,7 +273,12 @@ def train_grpo(
         step,
         {
           "reward/total": judged.total_QG.mean(),
-          **{f"reward/{key}": value.mean() for key, value in judged.parts_QG.items()},
+          **(
+            categories.totals(collected.problems, judged.total_QG)
+            if has_categories
+            else {}
+          ),
+          **categories.means(judged.parts_QG),
           **collected.seen,
           **seen,
           "rollout/length_mean": everything.length_B.mean(),
@@ -297,7 +305,10 @@ def train_grpo(
 
 
 def group_metrics(accuracy_QG: np.ndarray) -> dict[str, float]:
-  """Shares of groups without a signal in their accuracy."""
+  """Shares of groups without a signal in their accuracy, among those that have one."""
+  accuracy_QG = accuracy_QG[~np.isnan(accuracy_QG).any(axis=1)]
+  if not len(accuracy_QG):
+    return {}
   return {
     "group/solved_all": float((accuracy_QG.min(axis=1) >= 1).mean()),
     "group/solved_none": float((accuracy_QG.max(axis=1) <= 0).mean()),

@@ -15,6 +15,7 @@ from r1jax.errors import InputError, one_of
 from r1jax.stages.run import DATA_KINDS, SETTINGS, Run
 
 ON_CHANGE = ("error", "rerun")
+ENDS = "ends.json"  # beside the checkpoints; see `note_end`
 
 
 def is_done(run: Run, stage: str, settings: Mapping[str, Any]) -> bool:
@@ -42,7 +43,16 @@ def is_done(run: Run, stage: str, settings: Mapping[str, Any]) -> bool:
     return False
   if makes_data:
     return True
-  return _taken_up(run, run.folder(stage), steps) >= settings["num_steps"]
+  last = settings.get("num_steps", 1)  # an average is done in one
+  if (ends := run.folder(stage) / ENDS).exists():
+    last = min(last, json.loads(ends.read_text()))
+  return _taken_up(run, run.folder(stage), steps) >= last
+
+
+def note_end(run: Run, stage: str, step: int) -> None:
+  """Notes the last step of a stage whose data decide it, if `num_steps` does not."""
+  if run.is_main:
+    write_json(run.folder(stage) / ENDS, step)
 
 
 def begin(run: Run, stage: str, settings: Mapping[str, Any]) -> None:

@@ -1,4 +1,6 @@
-"""Answers of a stage's rounds: drawn, judged, and kept as JSONL in the run directory.
+"""A model's own answers to all problems: drawn, judged, and kept as JSONL on disk.
+
+They come in rounds; a stage that needs them once draws one.
 
 A file holds the answers to as many problems as are drawn at a time. It is written whole
 or not at all, each line with a digest of what is trained on, and the weights' checksum;
@@ -8,7 +10,7 @@ Letters: Q prompts of a call, G samples per prompt.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,11 +21,17 @@ from r1jax.data.selection import Answer
 from r1jax.errors import InputError
 from r1jax.rewards.combine import combine
 from r1jax.rewards.pool import COUNTS, RewardPool
+from r1jax.stages import categories
 from r1jax.stages.rollouts import Judging, Sampler, records
 from r1jax.stages.run import Run, Stopped, anywhere
 from r1jax.types import Problem
 
 Line = Mapping[str, Any]
+# (parts [Q, G], problems, completions as ids) -> the parts and some more
+MoreParts = Callable[
+  [Mapping[str, np.ndarray], Sequence[Problem], Sequence[Sequence[int]]],
+  Mapping[str, np.ndarray],
+]
 
 
 class OwnAnswers:
@@ -32,6 +40,9 @@ class OwnAnswers:
   Args:
     config: all settings of the stage; `rollout` and `reward` are read.
     problems: all of them, in order.
+    part: of the reward, what the score of a line is.
+    more_parts: adds those that are not of text alone.
+    on_part: is told how many parts of a round are there, and of how many.
   """
 
   def __init__(
@@ -42,10 +53,15 @@ class OwnAnswers:
     sampler: Sampler,
     pool: RewardPool,
     problems: Sequence[Problem],
+    *,
+    part: str = "total",
+    more_parts: MoreParts = lambda parts_QG, problems, completions: parts_QG,
+    on_part: Callable[[int, int], None] = lambda part, num_parts: None,
   ):
     self._run, self._name, self._config = run, name, config
     self._sampler = sampler
     self._pool = pool
+    self._part, self._more_parts, self._on_part = part, more_parts, on_part
     size = config["rollout"]["prompts"]
     self._batches = [problems[i : i + size] for i in range(0, len(problems), size)]
     self._checksum = jax.jit(trees.checksum)
@@ -98,6 +114,7 @@ class OwnAnswers:
         before = work.get("rollout", limits.Work(0, 0.0))
         work["rollout"] = limits.Work(*map(sum, zip(before, done, strict=True)))
       lines += found
+      self._on_part(batch + 1, len(self._batches))
     anywhere(False)  # waits until the files are written, which all processes read
     return lines, counts, work
 
@@ -161,6 +178,7 @@ class OwnAnswers:
     completions = sampler.completions(rollout)
     with run.clock("reward"):
       parts_QG, judged = judging.result()
+      parts_QG = self._more_parts(parts_QG, problems, completions)
     lines = records(
       run,
       step=step,
@@ -170,16 +188,15 @@ class OwnAnswers:
       texts=sampler.texts(completions),
       rollout=rollout,
       parts_QG=parts_QG,
-      total_QG=combine(parts_QG, config["reward"]["weights"]),
+      total_QG=combine(parts_QG, categories.weights(config, problems)),
     )
-    part = config["keep"]["part"]
     plain = [
       {
         **line,
         # As they are read back.
-        "reward": {name: float(value) for name, value in line["reward"].items()},
+        "reward": (reward := {k: float(v) for k, v in line["reward"].items()}),
         "length": int(line["length"]),
-        "score": float(line["reward"][part]),
+        "score": reward.get(self._part),
         "tokens": ids,
       }
       for line, ids in zip(lines, completions, strict=True)
@@ -206,11 +223,10 @@ def answers(lines: Sequence[Line]) -> list[Answer]:
 
 def summary(lines: Sequence[Line]) -> dict[str, float]:
   """Metrics of a round's answers."""
-  parts = lines[0]["reward"]
-  means = {
-    f"reward/{part}": float(np.mean([line["reward"][part] for line in lines]))
-    for part in parts
-  }
+  means = {}
+  for part in dict.fromkeys(part for line in lines for part in line["reward"]):
+    has = [line["reward"][part] for line in lines if part in line["reward"]]
+    means[f"reward/{part}"] = float(np.mean(has))
   return means | {
     "rollout/length_mean": float(np.mean([line["length"] for line in lines])),
     "rollout/truncated": float(np.mean([line["stop"] == "length" for line in lines])),
@@ -219,5 +235,5 @@ def summary(lines: Sequence[Line]) -> dict[str, float]:
 
 
 def _digest(line: Line) -> str:
-  names = ("problem_id", "sample", "tokens", "completion", "score", "stop")
-  return trees.digest(json.dumps([line[name] for name in names]))
+  names = ("problem_id", "sample", "tokens", "completion", "score", "stop", "reward")
+  return trees.digest(json.dumps([line[name] for name in names], sort_keys=True))

@@ -16,10 +16,10 @@ import jax
 import numpy as np
 
 from r1jax import limits, sharding
-from r1jax.data import judged, stream, templates
+from r1jax.data import stream, templates
 from r1jax.errors import InputError
 from r1jax.objectives import preference, reduce
-from r1jax.stages import supervised
+from r1jax.stages import made, sets, supervised
 from r1jax.stages.run import Run, Stage
 from r1jax.stages.trainable import Trainable
 from r1jax.training import experts, pairs
@@ -32,17 +32,26 @@ from r1jax.types import Statistic
 
 def prepare_preference(
   run: Run, name: str, config: Mapping[str, Any]
-) -> tuple[PairRows, float]:
-  """All pairs in rows of one length, and the share of padding in them.
+) -> tuple[PairRows, float] | None:
+  """What `packed` makes of a file; None where an earlier stage makes the pairs.
 
   Raises:
     InputError: what would not work later.
   """
   supervised.check(run, config)
   preference.settings_of(config["loss"])
-  found, counts = judged.load_judged(objective="pairwise", **config["data"])
-  lost = [f"{key.replace('_', ' ')} {n}" for key, n in counts.items() if n]
-  run.say(f"{name}: pairs ({', '.join(lost)})")
+  made.check(config)
+  return None if config["data"]["stage"] else packed(run, name, config)
+
+
+def packed(run: Run, name: str, config: Mapping[str, Any]) -> tuple[PairRows, float]:
+  """All pairs in rows of one length, and the share of padding in them.
+
+  Raises:
+    InputError: no pairs, or such that do not fit.
+  """
+  found, counts = made.load(run, config, "pairwise")
+  run.say(f"{name}: pairs {sets.counts(counts)}")
   how = {key: value for key, value in config["template"].items() if key != "template"}
   template = config["template"]["template"]
   encode, end = run.tokenizer.encode, run.tokenizer.eos_id
@@ -57,22 +66,25 @@ def prepare_preference(
     if not prompts[-1]:
       raise InputError(f"the prompt of pair {pair.problem.id!r} has no tokens")
     answers.append([[*encode(answer), end] for answer in pair.answers])
-  packed, waste = pairs.pack_pairs(
+  rows, waste = pairs.pack_pairs(
     prompts, answers, row_length=config["training"]["row_length"]
   )
-  _order(run, config, packed)
-  return packed, waste
+  _order(run, config, rows)
+  return rows, waste
 
 
 def train_preference(
-  run: Run, name: str, config: Mapping[str, Any], prepared: tuple[PairRows, float]
+  run: Run,
+  name: str,
+  config: Mapping[str, Any],
+  prepared: tuple[PairRows, float] | None,
 ) -> None:
   """Walks `num_steps` batches of packed pairs; leaves a checkpoint of the last.
 
-  Config: `data` (`data.judged.load_judged`, of which a `margin` is not read),
-  `template`, `init` (a stage, or "" for `config.model`), `num_steps`, `loss` (`kind`,
-  and what that function of `objectives.preference` takes), `optim`, `moe`, `lora`, and
-  `training`: `row_length`, `rows` and `microbatches` of a step, `remat`.
+  Config: `data` (`data.judged.load_judged`, of which a `margin` is not read, and
+  `stage`), `template`, `init` (a stage, or "" for `config.model`), `num_steps`, `loss`
+  (`kind`, and what that function of `objectives.preference` takes), `optim`, `moe`,
+  `lora`, and `training`: `row_length`, `rows` and `microbatches` of a step, `remat`.
   """
   training = config["training"]
   trainable = Trainable.of(run, config)
@@ -81,7 +93,7 @@ def train_preference(
   shardings = states.state_shardings(specs, optimizer, run.partition, np.float32)
   batch_sharding = run.partition.sharding(None, "batch")
   everywhere = run.partition.sharding()
-  rows, waste = prepared
+  rows, waste = prepared or packed(run, name, config)
   has_reference = config["loss"]["kind"] in preference.WITH_REFERENCE
   held = {"train": states.abstract_state(specs, optimizer, run.partition, np.float32)}
   if has_reference:

@@ -25,7 +25,7 @@ from r1jax.errors import InputError, one_of
 from r1jax.evals import scores as quality
 from r1jax.evals.intervals import wilson
 from r1jax.objectives import reduce, scalar_models
-from r1jax.stages import scalar_model
+from r1jax.stages import made, scalar_model, sets
 from r1jax.stages.run import Run, Stage
 from r1jax.stages.scalar_model import ScalarModel, Scorer, probability
 from r1jax.training import experts
@@ -50,8 +50,14 @@ class Prepared:
   microbatches: int
 
 
-def prepare_reward_model(run: Run, name: str, config: Mapping[str, Any]) -> Prepared:
-  """Reads the data; raises InputError on what would not work later."""
+def prepare_reward_model(
+  run: Run, name: str, config: Mapping[str, Any]
+) -> Prepared | None:
+  """Reads the data; None where an earlier stage makes it.
+
+  Raises:
+    InputError: what would not work later.
+  """
   training, shards = config["training"], run.partition.size("batch")
   if training["rows"] < 1 or training["rows"] % shards:
     raise InputError(
@@ -66,6 +72,17 @@ def prepare_reward_model(run: Run, name: str, config: Mapping[str, Any]) -> Prep
     )
   experts.check(run.model, **config["moe"], bias_rate=0.0)
   ScalarModel.of(run, config).optimizer(config["optim"])
+  made.check(config)
+  return None if config["data"]["stage"] else ready(run, name, config)
+
+
+def ready(run: Run, name: str, config: Mapping[str, Any]) -> Prepared:
+  """What is trained on and looked at.
+
+  Raises:
+    InputError: nothing is left, or does not fit.
+  """
+  training = config["training"]
   items, held_out = load(run, name, config)
   _order(run, config, items)
   sizes = [item.size for item in [*items, *held_out]]
@@ -79,26 +96,25 @@ def load(
   run: Run, name: str, config: Mapping[str, Any]
 ) -> tuple[list[Item], list[Item]]:
   """Items to train on and held-out ones, which share no prompt."""
-  data = dict(config["data"])
-  held_out, balance = data.pop("held_out"), data.pop("balance_lengths")
-  objective = config["objective"]
-  found, counts = judged.load_judged(objective=objective, **data)
+  objective, data = config["objective"], config["data"]
+  found, counts = made.load(
+    run, config, objective, without=("held_out", "balance_lengths")
+  )
   items = {line.problem.id: item_of(run, config, line) for line in found}
   kept = [line for line in found if items[line.problem.id] is not None]
   counts["steps_in_one_token"] = len(found) - len(kept)
-  if balance and objective == "pairwise":
+  if data["balance_lengths"] and objective == "pairwise":
     lengths = [[len(a) for a in items[line.problem.id].answers] for line in kept]
     places = judged.balance_lengths(*zip(*lengths, strict=True), seed=run.seed)
     counts["dropped_to_balance_lengths"] = len(kept) - len(places)
     kept = [kept[place] for place in places]
   if not kept:
     raise InputError(
-      f"nothing is left of config.data.path={str(data['path'])!r}: {counts}; where the "
-      "chosen answer is always the longer one, config.data.balance_lengths leaves none"
+      f"nothing is left of config.data: {sets.counts(counts)}; where the chosen "
+      "answer is always the longer one, config.data.balance_lengths leaves none"
     )
-  said = [f"{key.replace('_', ' ')} {n}" for key, n in counts.items() if n]
-  split = judged.hold_out(kept, held_out, seed=run.seed)
-  run.say(f"{name}: {', '.join(said)}; held out {len(split[1])}")
+  split = judged.hold_out(kept, data["held_out"], seed=run.seed)
+  run.say(f"{name}: {sets.counts(counts)}; held out {len(split[1])}")
   train, held = ([items[line.problem.id] for line in part] for part in split)
   return train, held
 
@@ -125,16 +141,18 @@ def item_of(run: Run, config: Mapping[str, Any], line: Judged) -> Item | None:
 
 
 def train_reward_model(
-  run: Run, name: str, config: Mapping[str, Any], prepared: Prepared
+  run: Run, name: str, config: Mapping[str, Any], prepared: Prepared | None
 ) -> None:
   """Walks `num_steps` batches of items; leaves a checkpoint of the last.
 
-  Config: `objective`, `reads`, `data` (`judged.load_judged`, `held_out` and
-  `balance_lengths`), `template`, `init` (a stage, or "" for `config.model`),
+  Config: `objective`, `reads`, `data` (`judged.load_judged`, `stage`, `held_out`
+  and `balance_lengths`), `template`, `init` (a stage, or "" for `config.model`),
   `num_steps`, `optim`, `moe`, `lora`, `eval` and `training`: items of a step (`batch`),
   `rows` and `row_length` of a microbatch, `remat`.
   """
   training = config["training"]
+  if prepared is None:
+    prepared = ready(run, name, config)
   scalar = ScalarModel.of(run, config)
   optimizer, rate = scalar.optimizer(config["optim"])
   specs = scalar.specs

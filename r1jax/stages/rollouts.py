@@ -19,7 +19,7 @@ from r1jax import prng, trees
 from r1jax.errors import InputError, one_of
 from r1jax.models import parameters, quantized
 from r1jax.rewards.pool import COUNTS, RewardPool
-from r1jax.sampling import decode, drafts, logits, stops
+from r1jax.sampling import decode, drafts, logits, loop_state, prefill, stops
 from r1jax.sharding import SAMPLE_RULES, Partition
 from r1jax.stages.run import Run
 from r1jax.stages.trainable import Trainable
@@ -40,7 +40,7 @@ class Sampler:
   Args:
     prompt_length, max_tokens: P and T.
     slots: rows decoded at a time, 0 for all; rows that end make room for others.
-    draft, draft_tokens, cache: see `decode.Plan`.
+    draft, draft_tokens, cache: see `loop_state.Plan`.
     weights: what matrices are held in, one of `quantized.WEIGHTS`; "" is the compute
       dtype.
     controls: of `logits.controls`, the same for every row.
@@ -109,7 +109,7 @@ class Sampler:
 
     self._trained = made(trainable.specs, run.cast)
     self._frozen = made(parameters.param_specs(run.model))
-    self.plan = decode.Plan(
+    self.plan = loop_state.Plan(
       samples=samples,
       max_tokens=max_tokens,
       slots=slots or None,
@@ -153,7 +153,7 @@ class Sampler:
     problems: Sequence[Problem],
     key: jax.Array,
     *,
-    begun: decode.Begun | None = None,
+    begun: loop_state.Begun | None = None,
     wanted: int | None = None,
     on_complete: Callable[[int, list[list[int]]], None] | None = None,
   ) -> Rollout:
@@ -203,7 +203,7 @@ class Sampler:
     problems: Sequence[Problem],
     key: jax.Array,
     *,
-    begun: decode.Begun | None = None,
+    begun: loop_state.Begun | None = None,
     wanted: int | None = None,
   ) -> Rollout:
     """Starts the same and does not wait: leaves are of the devices, for `fetch`."""
@@ -224,8 +224,8 @@ class Sampler:
     prompts: Sequence[Sequence[int]],
     problems: Sequence[Problem],
     key: jax.Array,
-    begun: decode.Begun | None,
-  ) -> tuple["_Programs", decode.DecodeState, Any]:
+    begun: loop_state.Begun | None,
+  ) -> tuple["_Programs", loop_state.DecodeState, Any]:
     tokens_QP = np.zeros((self.num_prompts, self._prompt_length), np.int32)
     length_Q = np.ones(self.num_prompts, np.int32)
     problem_Q = np.zeros(self.num_prompts, np.int32)
@@ -233,7 +233,7 @@ class Sampler:
       tokens_QP[row, : len(ids)] = ids
       length_Q[row] = len(ids)
       problem_Q[row] = prng.number_of(problem.id)
-    asked = decode.Prompts(tokens_QP, length_Q, problem_Q)
+    asked = loop_state.Prompts(tokens_QP, length_Q, problem_Q)
     given = (weights, asked, self._controls, self._stops_YV, key, begun)
     if self._compiled is None:
       self._compiled = _Programs.of(self._run, self.plan, self._held, given)
@@ -260,14 +260,14 @@ class _Programs:
 
   @classmethod
   def of(
-    cls, run: Run, plan: decode.Plan, held: Partition, given: tuple
+    cls, run: Run, plan: loop_state.Plan, held: Partition, given: tuple
   ) -> "_Programs":
     """Those for arguments like `given` to `start`."""
     samples = plan.samples
     of_model = {"plan": plan, "partition": held}
 
     def start(weights, prompts, controls, stops_YV, key, begun):
-      state, experts = decode.start(
+      state, experts = prefill.start(
         run.model,
         weights,
         prompts,
@@ -291,7 +291,7 @@ class _Programs:
         **of_model,
       )
       complete_Q = state.done_B.reshape(-1, samples).all(axis=1)
-      going = jnp.any(state.row_S != decode.IDLE) & (complete_Q.sum() < wanted)
+      going = jnp.any(state.row_S != loop_state.IDLE) & (complete_Q.sum() < wanted)
       return state, (going, complete_Q)
 
     def group(state, prompt):
@@ -303,13 +303,14 @@ class _Programs:
 
     everywhere = held.sharding()
     state, _ = jax.eval_shape(start, *given)
-    lies = decode.state_shardings(state, held)
+    lies = loop_state.state_shardings(state, held)
     return cls(
       start=jax.jit(start, out_shardings=(lies, everywhere)),
       advance=jax.jit(advance, donate_argnums=1, out_shardings=(lies, everywhere)),
       group=jax.jit(group, out_shardings=everywhere),
       finish=jax.jit(
-        lambda state, more: decode.rollout_of(state, *more), out_shardings=everywhere
+        lambda state, more: loop_state.rollout_of(state, *more),
+        out_shardings=everywhere,
       ),
     )
 
@@ -390,7 +391,7 @@ class Judging:
     texts = [text for _, texts in groups for text in texts]
     asked = [self._problems[q] for q, texts in groups for _ in texts]
     parts, counts, raised = self._pool.score_some(texts, asked)
-    seen = [[part[name] for name in self._pool.names] for part in parts]
+    seen = [[part.get(name, np.nan) for name in self._pool.names] for part in parts]
     seen_QGR = np.asarray(seen, np.float32).reshape(len(groups), self._samples, -1)
     self._table_QGR[[q for q, _ in groups]] = seen_QGR
     for name, value in counts.items():
@@ -402,8 +403,8 @@ class Judging:
     """Waits for all, of all processes.
 
     Returns:
-      {part: [Q, G] float32}, 0 where no answers were handed over, and what
-      `RewardPool.score` counts.
+      {part: [Q, G] float32}, 0 where no answers were handed over and NaN where a
+      problem does not have the part, and what `RewardPool.score` counts.
     """
     self._thread.shutdown()
     for work in self._work:
@@ -432,7 +433,11 @@ def records(
   total_QG: np.ndarray,
   advantage_QG: np.ndarray | None = None,
 ) -> list[dict[str, Any]]:
-  """One line of samples/*.jsonl for each row."""
+  """One line of samples/*.jsonl for each row.
+
+  Args:
+    parts_QG: NaN where a problem does not have a part, which its lines do not show.
+  """
   samples = total_QG.shape[1]
   rewards = {"total": total_QG, **parts_QG}
   asked = [run.tokenizer.decode(ids) for ids in prompts]
@@ -448,7 +453,11 @@ def records(
       "prompt": asked[row // samples],
       "completion": text,
       "answer": problem.answer,
-      "reward": {name: values_QG[place] for name, values_QG in rewards.items()},
+      "reward": {
+        name: values_QG[place]
+        for name, values_QG in rewards.items()
+        if not np.isnan(values_QG[place])
+      },
       "length": rollout.length_B[row],
       "stop": "eos" if rollout.stopped_B[row] else "length",
       "seed": run.seed,

@@ -34,8 +34,9 @@ from r1jax.watchdog import PhaseClock, Watchdog
 
 # Beside what a stage has made: what it was made from.
 SETTINGS = "settings.json"
-# Kinds of stages that make text, for later ones to be trained on, and no weights.
-DATA_KINDS = ("rejection", "pairs")
+# Kinds of stages that make a file and no weights: text, for later ones to be trained
+# on, or numbers.
+DATA_KINDS = ("rejection", "pairs", "evaluation")
 
 
 class Stopped(Exception):
@@ -98,6 +99,20 @@ class Run:
   def product(self, stage: str) -> Path:
     """The file that a stage of one of `DATA_KINDS` makes; it is there when all is."""
     return self.workdir / "data" / stage / "made.jsonl"
+
+  def take_back(self, stage: str, step: int) -> None:
+    """Takes the metrics back to a step of a stage, from which it goes on.
+
+    Lines of later stages go too, but of those that have something to go on from.
+    """
+    if not self.is_main:
+      return
+    later = [
+      name
+      for name in self.stages[self.stages.index(stage) + 1 :]
+      if not (self.product(name).exists() or Checkpoints(self.folder(name)).steps())
+    ]
+    metrics.truncate(self.workdir, stage, step, later)
 
   def of(self, stage: str) -> "Run":
     """As it is handed to a stage, which may have another model."""
@@ -235,14 +250,7 @@ class Stage:
       self._run.say(f"{self._name}: goes on from step {step}")
     self.first_step = max(step, 0) + 1
     self._began = time.perf_counter()
-    if self._run.is_main:
-      # Those that have checkpoints go on from them, and need their lines.
-      later = [
-        stage
-        for stage in self._run.stages[self._run.stages.index(self._name) + 1 :]
-        if not Checkpoints(self._run.folder(stage)).steps()
-      ]
-      metrics.truncate(self._run.workdir, self._name, step, later)
+    self._run.take_back(self._name, step)
     return state
 
   def steps(self) -> Iterator[int]:

@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from r1jax.data import decontamination, problems
+from r1jax.data import examples as worked
 from r1jax.errors import InputError
 from r1jax.rewards import code, endpoint, judge
 from r1jax.rewards.combine import choose_parts
 from r1jax.rewards.judge import JudgedPool
 from r1jax.rewards.pool import RewardPool
-from r1jax.stages import model_part
+from r1jax.stages import categories, model_part
 from r1jax.stages.run import Run
 from r1jax.types import Problem
 
@@ -23,8 +24,8 @@ def load(
     for key, value in config["eval"]["sets"].items()
   }
   train_set = problems.load_problems(**config["data"])
-  said = [f"{name}: {train_set.name} {_counts(train_set.counts)}"]
-  said += [f"{key} {_counts(value.counts)}" for key, value in eval_sets.items()]
+  said = [f"{name}: {train_set.name} {counts(train_set.counts)}"]
+  said += [f"{key} {counts(value.counts)}" for key, value in eval_sets.items()]
   kept: Sequence[Problem] = train_set
   if config["decontaminate"]:
     held_out = [problem for one in eval_sets.values() for problem in one]
@@ -42,25 +43,57 @@ def load(
   return kept, eval_sets
 
 
-def _counts(counts: Mapping[str, int]) -> str:
+def counts(counts: Mapping[str, int]) -> str:
   lost = [f"{key.replace('_', ' ')} {n}" for key, n in counts.items() if n]
   return f"({', '.join(lost)})"
 
 
-def reward_pool(config: Mapping[str, Any], problems: Sequence[Problem]) -> RewardPool:
+def examples(run: Run, settings: Mapping[str, Any]) -> list[worked.Example]:
+  """Worked examples; those of a stage must have been made.
+
+  Args:
+    settings: of `load_examples`.
+  """
+  own = dict(settings)
+  if is_to_come(own):
+    own["path"] = run.product(own["stage"])
+  return worked.load_examples(**own)
+
+
+def is_to_come(settings: Mapping[str, Any]) -> bool:
+  """Whether examples are those of a stage, which are read when they are needed."""
+  if settings["source"] != "stage":
+    return False
+  if not settings.get("stage"):
+    raise InputError(
+      "config.examples.stage is missing with source='stage': name a stage that makes "
+      "examples"
+    )
+  return True
+
+
+def reward_pool(
+  config: Mapping[str, Any],
+  problems: Sequence[Problem],
+  *,
+  needed: Sequence[str] = (),
+) -> RewardPool:
   """Judges the parts with a weight, and those that every evaluation shows.
 
   Args:
     config: all settings of the stage.
     problems: all that are asked.
+    needed: parts without which the stage can do nothing with an answer.
 
   Raises:
     InputError: settings of `reward` that cannot be, or that the problems need and that
       are not there.
   """
   own = config["reward"]
-  names = dict.fromkeys([*own["weights"], "accuracy", "format"])
-  names.pop(model_part.NAME, None)  # not of text
+  categories.check_problems(config, problems, needed=needed)
+  others = model_part.names(config)  # not of text
+  names = dict.fromkeys([*categories.parts(config), "accuracy", "format"])
+  names = [name for name in names if name not in others]
   limits = ("num_workers", "timeout_s", "batch_timeout_s", "memory_limit_mb")
   settings = {key: own[key] for key in limits}
   parts = choose_parts(

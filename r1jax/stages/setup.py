@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from r1jax import optim, prng, trees
-from r1jax.data import examples, judged, problems, templates
+from r1jax.data import examples, filters, judged, problems, templates
 from r1jax.data import tokenizer as tokenizers
 from r1jax.errors import InputError, nearest, one_of
 from r1jax.models import parameters
@@ -26,10 +26,14 @@ from r1jax.models.presets import PRESETS
 from r1jax.objectives.corrections import importance
 from r1jax.objectives.policy_gradient import policy_gradient
 from r1jax.sharding import Partition
+from r1jax.stages.average import average, prepare_average
 from r1jax.stages.distill import prepare_distill, train_distill
 from r1jax.stages.expert import prepare_expert, train_expert
 from r1jax.stages.grpo import prepare_grpo, train_grpo
+from r1jax.stages.held_out import evaluate_held_out, prepare_evaluation
+from r1jax.stages.pairs import LEARNT_FROM, make_pairs, prepare_pairs
 from r1jax.stages.preference import prepare_preference, train_preference
+from r1jax.stages.rejection import make_rejection, prepare_rejection
 from r1jax.stages.reward_model import prepare_reward_model, train_reward_model
 from r1jax.stages.run import DATA_KINDS, Run
 from r1jax.stages.sft import prepare_sft, train_sft
@@ -72,7 +76,7 @@ _ROLLOUT = (
   *("weights", "cache"),
 )
 _REWARD = (
-  *("weights", "format", "language", "repetition_ngram", "judge", "code"),
+  *("weights", "categories", "format", "language", "repetition_ngram", "judge", "code"),
   *("num_workers", "timeout_s", "batch_timeout_s", "memory_limit_mb"),
 )
 _EVAL = (
@@ -91,8 +95,26 @@ SECTIONS: dict[str, dict[str, dict[str, Any]]] = {
       ("rows", "microbatches", "row_length", "remat", "mtp_coef"), True
     ),
   },
+  "pairs": {
+    "data": keywords(problems.load_problems),
+    "template": _TEMPLATE,
+    "rollout": dict.fromkeys(_ROLLOUT, True),
+    "reward": dict.fromkeys((*_REWARD, "models"), True),
+    "judge": {
+      "kind": True,
+      "reads": True,
+      "judgements": True,
+      "model": dict.fromkeys(
+        ("path", "stage", "prompts", "prompt_length", "max_tokens", "temperature"), True
+      ),
+    },
+    "choose": dict.fromkeys(
+      ("kind", "per_problem", "min_gap", "threshold", "balance_lengths"), True
+    ),
+    "steps": dict.fromkeys(("rollouts", "labels"), True),
+  },
   "preference": {
-    "data": keywords(judged.load_judged, without=("objective",)),
+    "data": keywords(judged.load_judged, without=("objective",)) | {"stage": True},
     "template": _TEMPLATE,
     "loss": {"kind": True, "beta": False, "gamma": False, "nll_coef": False},
     "optim": _OPTIM,
@@ -102,7 +124,7 @@ SECTIONS: dict[str, dict[str, dict[str, Any]]] = {
   },
   "reward_model": {
     "data": keywords(judged.load_judged, without=("objective",))
-    | dict.fromkeys(("held_out", "balance_lengths"), True),
+    | dict.fromkeys(("stage", "held_out", "balance_lengths"), True),
     "template": _TEMPLATE,
     "optim": _OPTIM,
     "moe": {"balance_coef": True},
@@ -110,12 +132,18 @@ SECTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "eval": {"every": True},
     "training": dict.fromkeys(("batch", "rows", "row_length", "remat"), True),
   },
+  "evaluation": {
+    "eval": dict.fromkeys(_EVAL, True),
+    "template": _TEMPLATE,
+    "rollout": {"prompt_length": True},
+    "reward": dict.fromkeys(_REWARD, True),
+  },
   "expert": {
     "data": keywords(problems.load_problems),
     "eval": dict.fromkeys(_EVAL, True),
     "template": _TEMPLATE,
     "rollout": dict.fromkeys(_ROLLOUT, True),
-    "reward": dict.fromkeys(_REWARD, True),
+    "reward": dict.fromkeys((*_REWARD, "models"), True),
     "keep": dict.fromkeys(("set", "part", "threshold", "per_problem"), True),
     "tags": dict.fromkeys(("good", "bad"), True),
     "moe": dict.fromkeys(("balance_coef", "bias_rate"), True),
@@ -123,6 +151,21 @@ SECTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "optim": _OPTIM,
     "training": dict.fromkeys(
       ("rows", "microbatches", "row_length", "remat", "mtp_coef"), True
+    ),
+  },
+  "average": {},
+  "rejection": {
+    "data": keywords(problems.load_problems),
+    "template": _TEMPLATE,
+    "rollout": dict.fromkeys(_ROLLOUT, True),
+    "reward": dict.fromkeys((*_REWARD, "models"), True),
+    "choose": dict.fromkeys(("kind", "part", "least"), True),
+    "keep": dict.fromkeys(
+      (*filters.MEASURES, "truncated", "least", "foreign_words", "per_problem"), True
+    ),
+    "rewrite": dict.fromkeys(("form", "endpoint"), True),
+    "formats": dict.fromkeys(
+      ("names", "exemplars", "num_exemplars", "cue", "answer_form"), True
     ),
   },
   "distill": {
@@ -141,8 +184,8 @@ SECTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "data": keywords(problems.load_problems),
     "eval": dict.fromkeys((*_EVAL, "every"), True),
     "template": _TEMPLATE,
-    "rollout": dict.fromkeys((*_ROLLOUT, "oversample", "lag"), True),
-    "reward": dict.fromkeys((*_REWARD, "normalise", "model"), True),
+    "rollout": dict.fromkeys((*_ROLLOUT, "oversample", "max_age", "lag"), True),
+    "reward": dict.fromkeys((*_REWARD, "normalise", "models"), True),
     "shaping": dict.fromkeys(
       (
         *("overlong_buffer", "cosine_correct", "cosine_wrong", "cosine_exceeded"),
@@ -168,7 +211,10 @@ SECTIONS: dict[str, dict[str, dict[str, Any]]] = {
   },
 }
 _VALUES = {
-  "sft": ("kind", "init", "num_steps", "train_on"),
+  "average": ("kind", "stages", "weights"),
+  "sft": ("kind", "init", "num_steps", "epochs", "train_on"),
+  "evaluation": ("kind", "init"),
+  "pairs": ("kind", "init", "labels"),
   "preference": ("kind", "init", "num_steps"),
   "distill": ("kind", "init", "num_steps", "on_policy"),
   "expert": (
@@ -176,14 +222,19 @@ _VALUES = {
     *("dev", "asks"),
   ),
   "reward_model": ("kind", "init", "num_steps", "objective", "reads"),
+  "rejection": ("kind", "init", "decontaminate", "held_out", "also", "shares"),
   "grpo": ("kind", "init", "num_steps", "decontaminate"),
 }
 # Kind of stage -> (reads and checks, runs with what was read).
 STAGES: dict[str, tuple[Callable, Callable]] = {
   "sft": (prepare_sft, train_sft),
+  "average": (prepare_average, average),
+  "evaluation": (prepare_evaluation, evaluate_held_out),
+  "pairs": (prepare_pairs, make_pairs),
   "preference": (prepare_preference, train_preference),
   "expert": (prepare_expert, train_expert),
   "distill": (prepare_distill, train_distill),
+  "rejection": (prepare_rejection, make_rejection),
   "reward_model": (prepare_reward_model, train_reward_model),
   "grpo": (prepare_grpo, train_grpo),
 }
@@ -236,9 +287,17 @@ def stage_configs(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
           f"config.{name}.{key}={stage!r} is of the kind {found[stage]['kind']!r}; "
           f"name one of the kind {' or '.join(map(repr, allowed))}"
         )
-      if key == "init" and of_stage(config, stage) != of_stage(config, name):
+      if key == "data.stage":
+        labels, learns = found[stage]["labels"], settings.get("objective", "pairwise")
+        if labels != LEARNT_FROM.get(learns, labels):
+          raise InputError(
+            f"config.{name}.data.stage={stage!r} makes {labels!r} labels, from which "
+            f"{learns!r} is not learned; change config.{stage}.labels, or name another"
+          )
+      is_weights = key.split(".")[0] in ("init", "stages")
+      if is_weights and of_stage(config, stage) != of_stage(config, name):
         raise InputError(
-          f"config.{name}.init={stage!r} has another model; give both stages the same "
+          f"config.{name}.{key}={stage!r} has another model; give both stages the same "
           "sections `model` and `tokenizer`"
         )
     found[name] = settings

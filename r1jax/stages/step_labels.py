@@ -4,7 +4,7 @@ A step is as good as the chance to reach the right answer from it: each prefix o
 solution is completed several times, and the completions are judged.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -62,7 +62,7 @@ def label_steps(
         raise ValueError(f"{len(rollouts)} completions, not {num_rollouts}")
       hits.append(sum(bool(verify(text[:end] + more, problem)) for more in rollouts))
     hits.append(num_rollouts * bool(verify(text, problem)))
-    yield _asked(problem) | {
+    yield judged.question(problem) | {
       "completion": text,
       "ends": list(ends),
       "labels": _labels(np.asarray(hits), num_rollouts, labels).tolist(),
@@ -72,9 +72,3 @@ def label_steps(
 
 def _labels(hits: np.ndarray, num_rollouts: int, labels: str) -> np.ndarray:
   return hard_labels(hits) if labels == "hard" else soft_labels(hits, num_rollouts)
-
-
-def _asked(problem: Problem) -> Mapping[str, Any]:
-  if problem.messages:
-    return {"messages": [dict(message) for message in problem.messages]}
-  return {"prompt": problem.prompt}

@@ -15,7 +15,7 @@ import numpy as np
 from r1jax import prng
 from r1jax.errors import InputError
 from r1jax.limits import forward_flops
-from r1jax.sampling import decode, logits
+from r1jax.sampling import decode, logits, loop_state, prefill
 from r1jax.sharding import SAMPLE_RULES, Partition
 from r1jax.stages import collect
 from r1jax.stages.run import Run
@@ -92,7 +92,7 @@ def shared_prompts(run: Run, stage: Mapping[str, Any]) -> Work:
   params = run.params_of("")
   plan, weights = held(run, stage, params)
 
-  def way(prompts: decode.Prompts, samples: int) -> work.Call:
+  def way(prompts: loop_state.Prompts, samples: int) -> work.Call:
     start, advance, shapes = halves_of(
       run,
       dataclasses.replace(plan, samples=samples),
@@ -137,10 +137,10 @@ def geometric(rows: int, max_tokens: int) -> np.ndarray:
   return np.minimum(drawn_B, max_tokens).astype(np.int32)
 
 
-def prompts_of(run: Run, stage: Mapping[str, Any]) -> decode.Prompts:
+def prompts_of(run: Run, stage: Mapping[str, Any]) -> loop_state.Prompts:
   tokens_QP = np.asarray(work.prompts(run, stage), np.int32)
   num_prompts, length = tokens_QP.shape
-  return decode.Prompts(
+  return loop_state.Prompts(
     tokens_QP,
     length_Q=np.full(num_prompts, length, np.int32),
     problem_Q=np.arange(num_prompts, dtype=np.int32),
@@ -157,13 +157,15 @@ def key_of(run: Run, repeat: int) -> jax.Array:
   return prng.at(prng.root(run.seed), "rollout", repeat)
 
 
-def held(run: Run, stage: Mapping[str, Any], params: Any) -> tuple[decode.Plan, Any]:
+def held(
+  run: Run, stage: Mapping[str, Any], params: Any
+) -> tuple[loop_state.Plan, Any]:
   """What the stage's sampler compiles for, and the weights that it draws with."""
   sampler = collect.sampler_of(run, stage)
   return sampler.plan, sampler.weights(params)
 
 
-def engine_of(run: Run, plan: decode.Plan) -> Callable:
+def engine_of(run: Run, plan: loop_state.Plan) -> Callable:
   """(weights, prompts, controls, key) -> Rollout on the host."""
   partition = Partition(run.partition.mesh, SAMPLE_RULES)
   program = jax.jit(
@@ -173,8 +175,8 @@ def engine_of(run: Run, plan: decode.Plan) -> Callable:
 
 
 def halves_of(
-  run: Run, plan: decode.Plan, given: tuple
-) -> tuple[Callable, Callable, decode.DecodeState]:
+  run: Run, plan: loop_state.Plan, given: tuple
+) -> tuple[Callable, Callable, loop_state.DecodeState]:
   """The same in two programs.
 
   Args:
@@ -187,7 +189,7 @@ def halves_of(
   partition = Partition(run.partition.mesh, SAMPLE_RULES)
 
   def start(*given):
-    return decode.start(run.model, *given, plan=plan, partition=partition)[0]
+    return prefill.start(run.model, *given, plan=plan, partition=partition)[0]
 
   def advance(weights, state, controls):
     return decode.advance(
@@ -195,7 +197,7 @@ def halves_of(
     )
 
   state = jax.eval_shape(start, *given)
-  lies = decode.state_shardings(state, partition)
+  lies = loop_state.state_shardings(state, partition)
   return (
     jax.jit(start, out_shardings=lies),
     jax.jit(advance, donate_argnums=1, out_shardings=lies),

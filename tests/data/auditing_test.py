@@ -16,7 +16,7 @@ def problem(prompt, answer="1", name="p"):
   return Problem(f"{name}/{prompt}", prompt, answer, "exact")
 
 
-def test_everything_that_loading_met_is_read_again(tmp_path):
+def test_golds_that_no_verifier_can_read_are_found(tmp_path):
   rows = [
     {"question": "a?", "answer": "1"},
     {"question": "b?", "answer": "\\frac{1}{"},
@@ -30,7 +30,11 @@ def test_everything_that_loading_met_is_read_again(tmp_path):
   settings = {"source": "jsonl", "path": str(path), "on_bad_line": "skip", "limit": 2}
   kept = problems.load_problems(**settings)
   assert [problem.id for problem in kept] == ["a/1", "a/5"]
-  entries = auditing.read_again(kept, settings)
+  met = list(problems.entries(**settings))
+  assert [fate for _, fate in met] == [
+    *("kept", "dropped_unparsable_gold", "duplicates", "skipped_bad_lines", "kept")
+  ]
+  entries = [problem for problem, _ in met if problem is not None]
   assert [problem.id for problem in entries] == ["a/1", "a/2", "a/3", "a/5"]
   found = Audit("x")
   others = auditing.find_unparsable(found, entries)
@@ -38,12 +42,6 @@ def test_everything_that_loading_met_is_read_again(tmp_path):
   [finding] = found.findings
   assert (finding.kind, finding.problem) == ("unparsable_gold", "a/2")
   assert finding.gold == "\\frac{1}{"
-
-
-def test_a_generated_set_is_read_again_with_the_defaults_of_loading():
-  settings = {"source": "reasoning_gym", "task": "chain_sum", "size": 4}
-  kept = problems.load_problems(**settings)
-  assert auditing.read_again(kept, settings) == list(kept)
 
 
 @pytest.mark.parametrize(

@@ -60,21 +60,18 @@ class ChainTest(parameterized.TestCase):
     for split, share in chain.SPLITS.items():
       self.assertAlmostEqual(names.count(split) / len(names), share, delta=0.03)
 
-  @parameterized.parameters(
-    (1, "a+4=7 b*3=1 c-2=9 d*7=3"),
-    (2, "a+4 b*3=1 c-2 d*7=3"),
-    (3, "a+4 b*3 c-2=9 d*7=3"),
-    (9, "a+4 b*3 c-2 d*7=3"),
-  )
-  def test_trace(self, stride, want):
-    self.assertEqual(chain.trace(EXAMPLE, stride=stride), want)
-
   def test_corpus_text(self):
     self.assertEqual(chain.corpus_text(EXAMPLE, "direct"), "<answer>3</answer>")
     self.assertEqual(
       chain.corpus_text(EXAMPLE, "think"),
       "<think>a+4=7 b*3=1 c-2=9 d*7=3</think><answer>3</answer>",
     )
+    mixed = chain.corpus_text(EXAMPLE, "think", languages=("en", "zh"))
+    steps = mixed.removesuffix("</think><answer>3</answer>").split(" ")
+    self.assertEqual(steps[1::2], ["a+4=7", "b*3=1", "c-2=9", "d*7=3"])
+    self.assertEqual({step[-4:] for step in steps[::2]} | {"再"}, {"then", "再"})
+    with self.assertRaisesRegex(InputError, "languages='eng'.*did you mean 'en'"):
+      chain.corpus_text(EXAMPLE, "think", languages=("eng",))
     with self.assertRaisesRegex(InputError, "mode='thimk'.*did you mean 'think'"):
       chain.corpus_text(EXAMPLE, "thimk")
 

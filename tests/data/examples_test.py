@@ -8,6 +8,7 @@ import pytest
 from r1jax.data import chain, examples
 from r1jax.errors import InputError
 from r1jax.rewards import accuracy, format
+from r1jax.types import Problem
 
 CHAINS = {"source": "worked", "task": "op_chain", "size": 400}
 
@@ -17,12 +18,14 @@ def record(example):
 
 
 @pytest.mark.parametrize("task", examples.WRITERS)
-def test_every_completion_is_right_and_thoughts_have_the_format(task):
+def test_completions_are_right_and_thoughts_have_the_format(task):
+  """Those of small talk are right now and then."""
   found = examples.load_examples("worked", task=task, size=50, think_share=0.5)
   thinks = ["<think>" in example.completion for example in found]
   assert 10 < sum(thinks) < 40
   for example, think in zip(found, thinks, strict=True):
-    assert accuracy.score(example.completion, record(example)) == 1.0
+    points = accuracy.score(example.completion, record(example))
+    assert points == 1.0 or task == "small_talk"
     assert format.score(example.completion, kind="r1_zero", strict=True) == float(think)
 
 
@@ -83,9 +86,92 @@ def test_jsonl(tmp_path):
     ({"source": "worked", "task": "op_chain"}, "config.examples.size is missing"),
     ({"source": "jsonl"}, "config.examples.path is missing"),
     ({"source": "jsonl", "path": "a", "task": "b"}, "task='b' is not used"),
+    ({**CHAINS, "stage": "cold"}, "config.examples.stage='cold' is not used"),
     ({**CHAINS, "think_share": 1.5}, "think_share=1.5; needed: 0 to 1"),
   ],
 )
 def test_bad_settings(settings, said):
   with pytest.raises(InputError, match=re.escape(said)):
+    examples.load_examples(**settings)
+
+
+def test_what_a_stage_has_made(tmp_path):
+  messages = ({"role": "user", "content": "q"},)
+  made = [
+    examples.Made(
+      Problem("p/1", "1 + 1?", "2", "exact"),
+      "<answer>2</answer>",
+      category="math",
+      answer="2",
+      source="zero",
+      score=1.0,
+      sample=3,
+      parts={"accuracy": 1.0},
+    ),
+    examples.Made(
+      Problem("chat/7", "q", "", "exact", messages=messages),
+      "a",
+      category="general",
+      answer="",
+      source="talk",
+    ),
+  ]
+  lines = [one.line() for one in made]
+  assert lines[0] == {
+    "prompt": "1 + 1?",
+    "completion": "<answer>2</answer>",
+    "problem_id": "p/1",
+    "sample": 3,
+    "category": "math",
+    "source": "zero",
+    "answer": "2",
+    "score": 1.0,
+    "reward": {"accuracy": 1.0},
+  }
+  path = tmp_path / "cold" / "made.jsonl"
+  path.parent.mkdir()
+  path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+  found = examples.load_examples("stage", stage="cold", path=path)
+  assert [example.completion for example in found] == [one.completion for one in made]
+  one, other = (example.problem for example in found)
+  meta = {"category": "math"}
+  assert one == Problem("cold/1", "1 + 1?", "2", "exact", meta=meta)
+  assert (other.id, other.messages) == ("cold/2", messages)
+
+
+def worked(task, size, **changes):
+  return {"source": "worked", "task": task, "size": size, **changes}
+
+
+def test_a_mixture_is_spread_evenly():
+  of = {"chains": worked("op_chain", 6), "talk": worked("small_talk", 3)}
+  found = examples.load_examples("mixture", of=of)
+  kinds = [example.problem.id.split("/")[0] for example in found]
+  assert kinds == ["op_chain", "small_talk", "op_chain"] * 3
+  parts = [examples.load_examples(**own) for own in of.values()]
+  assert sorted(found, key=repr) == sorted([*parts[0], *parts[1]], key=repr)
+
+
+def test_thoughts_may_mix_languages():
+  own = worked("op_chain", 40, languages=("en", "zh"))
+  thoughts = [example.completion for example in examples.load_examples(**own)]
+  assert {("then" in t, "再" in t) for t in thoughts} >= {(True, True)}
+  own = worked("op_chain", 40, languages=("en",))
+  assert not any("再" in e.completion for e in examples.load_examples(**own))
+
+
+@pytest.mark.parametrize(
+  ("settings", "message"),
+  [
+    ({"source": "mixture"}, r"config\.examples\.of is missing with source='mixture'"),
+    (worked("op_chain", 4, of={"a": {}}), r"config\.examples\.of=.* is not used"),
+    (worked("chain_sum", 4, languages=("en",)), r"languages=\('en',\): of the task"),
+    (
+      {"source": "mixture", "of": {"a": {"source": "stage", "stage": "b"}}},
+      r"config\.examples\.of\.a\.source='stage'",
+    ),
+  ],
+)
+def test_mixtures_and_languages_that_cannot_be(settings, message):
+  with pytest.raises(InputError, match=message):
     examples.load_examples(**settings)

@@ -8,6 +8,7 @@ import pytest
 from r1jax.data import judged
 from r1jax.data.tokenizer import load_tokenizer
 from r1jax.errors import InputError
+from r1jax.types import Problem
 from tests.data import vocabularies
 
 
@@ -234,3 +235,24 @@ def test_a_step_ends_with_the_token_that_completes_it(tmp_path, make, end):
     assert found[-1] == len(ids) - 1
     assert judged.tokens_at(tokenizer, ids, text + "more", [len(text) + 4]) is None
     assert judged.tokens_at(tokenizer, ids, text, [1, 1]) is None
+
+
+def test_what_is_balanced_stays_as_it_is():
+  """So a set that was balanced when it was made may be balanced again."""
+  rng = np.random.default_rng(0)
+  lengths = rng.integers(1, 40, (200, 2)).tolist()
+  kept = judged.balance_lengths(*zip(*lengths, strict=True), seed=0)
+  assert 50 < len(kept) < 200
+  left = [lengths[place] for place in kept]
+  again = judged.balance_lengths(*zip(*left, strict=True), seed=1)
+  assert again == list(range(len(kept)))
+
+
+def test_what_was_asked_is_read_back():
+  messages = ({"role": "user", "content": "q"},)
+  for problem in (
+    Problem("p", "q", "", "exact"),
+    Problem("p", "q", "", "exact", messages=messages),
+  ):
+    read = judged.asked(json.loads(json.dumps(judged.question(problem))))
+    assert read == {"prompt": "q", "messages": problem.messages}

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from r1jax.data import builders, problems
+from r1jax.data import builders, problems, published
 from r1jax.errors import InputError
 
 GSM8K = [
@@ -56,7 +56,7 @@ def test_gsm8k_folder(gsm8k_dir):
   assert data[0].id == "gsm8k/train/1"
   assert data[0].prompt == GSM8K[0]["question"]
   assert data[0].verifier == "gsm8k"
-  assert data[0].meta == {"solution": "2+3=5"}
+  assert data[0].meta == {"category": "math", "solution": "2+3=5"}
 
 
 def test_gsm8k_last_line_may_lack_its_newline(gsm8k_dir):
@@ -73,7 +73,7 @@ def test_gsm8k_is_prepared_once_per_content_as_array_record(gsm8k_dir, monkeypat
     raise AssertionError("generated again")
 
   with monkeypatch.context() as patch:
-    patch.setattr(builders.FolderGsm8k, "_generate_examples", never)
+    patch.setattr(builders.LocalSet, "_generate_examples", never)
     assert list(load_gsm8k(gsm8k_dir)) == list(first)
   write_lines(gsm8k_dir / "train.jsonl", GSM8K[:1])
   assert len(load_gsm8k(gsm8k_dir)) == 1
@@ -119,39 +119,6 @@ def test_gsm8k_missing_folder(tmp_path):
     load_gsm8k(tmp_path / "nowhere")
 
 
-def test_gsm8k_without_network_fails_at_once(tmp_path, monkeypatch):
-  import requests
-
-  def unreachable(*_, **__):
-    raise requests.ConnectionError("no route")
-
-  monkeypatch.setattr(requests, "head", unreachable)
-  with pytest.raises(InputError, match=r"ConnectionError.*--config\.data\.dir"):
-    problems.load_problems("gsm8k", data_dir=tmp_path)
-
-
-def test_gsm8k_of_tfds_itself(tmp_path, monkeypatch):
-  import requests
-  import tensorflow_datasets as tfds
-
-  def reachable(*_, **__):
-    response = requests.Response()
-    response.status_code = 200
-    return response
-
-  path = write_lines(tmp_path / "lines.jsonl", GSM8K[:2])
-  monkeypatch.setattr(requests, "head", reachable)
-  monkeypatch.setattr(
-    tfds.download.DownloadManager,
-    "download_and_extract",
-    lambda _, urls: dict.fromkeys(urls, path),
-  )
-  for _ in range(2):
-    data = problems.load_problems("gsm8k", data_dir=tmp_path, split="test")
-    assert sorted(problem.answer for problem in data) == ["2000", "5"]
-    monkeypatch.setattr(requests, "head", None)  # prepared: the network is not asked
-
-
 def test_gsm8k_prepared_by_several_processes_at_once(gsm8k_dir):
   code = (
     "import sys; from r1jax.data import problems;"
@@ -176,7 +143,7 @@ def test_jsonl_fields(tmp_path):
     ("a/2", "half?", "0.5"),
     ("a/4", "two?", "2"),
   ]
-  assert data[0].meta == {"level": 3}
+  assert data[0].meta == {"category": "jsonl", "level": 3}
   assert data[0].verifier == "math"
 
 
@@ -186,7 +153,7 @@ def test_jsonl_named_fields_and_verifier(tmp_path):
     "jsonl", path=path, prompt_field="q", answer_field="a", verifier="exact"
   )
   assert (problem.prompt, problem.answer, problem.verifier) == ("b?", "B", "exact")
-  assert problem.meta == {"answer": "C"}
+  assert problem.meta == {"category": "jsonl", "answer": "C"}
 
 
 @pytest.mark.parametrize(
@@ -200,6 +167,7 @@ def test_jsonl_named_fields_and_verifier(tmp_path):
     ('{"question": "two?", "answer": null}', "field 'answer' is None"),
     ('{"question": "two?", "answer": true}', "field 'answer' is True"),
     ('{"question": "two?", "answer": NaN}', "field 'answer' is nan"),
+    ('{"question": "two?", "answer": "2", "category": 3}', "field 'category' is 3"),
   ],
 )
 def test_jsonl_bad_line_is_named_or_skipped(tmp_path, line, message):
@@ -210,6 +178,105 @@ def test_jsonl_bad_line_is_named_or_skipped(tmp_path, line, message):
   data = problems.load_problems("jsonl", path=path, on_bad_line="skip")
   assert [problem.id for problem in data] == ["a/1"]
   assert data.counts["skipped_bad_lines"] == 1
+
+
+def test_jsonl_category_and_no_gold(tmp_path):
+  rows = [
+    {"prompt": "Say hello.", "category": "talk"},
+    {"prompt": "Say bye.", "answer": "Bye."},
+  ]
+  path = write_lines(tmp_path / "a.jsonl", rows)
+  data = problems.load_problems("jsonl", path=path, verifier="none")
+  assert [(p.verifier, p.answer) for p in data] == [("none", ""), ("none", "Bye.")]
+  assert [p.meta["category"] for p in data] == ["talk", "jsonl"]
+  with pytest.raises(InputError, match="no field 'answer'"):
+    problems.load_problems("jsonl", path=path)
+
+
+def mixture(tmp_path, **of):
+  """A file each of what is asked."""
+  for name, prompts in of.items():
+    write_lines(tmp_path / f"{name}.jsonl", [{"prompt": p} for p in prompts])
+  made = {
+    name: {"source": "jsonl", "path": f"{tmp_path}/{name}.jsonl", "verifier": "none"}
+    for name in of
+  }
+  return made
+
+
+def test_a_mixture_is_its_sources_one_behind_another(tmp_path):
+  same = tmp_path / "same.jsonl"
+  write_lines(same, [{"prompt": "1+1?", "answer": "2", "category": "x"}])
+  of = mixture(tmp_path, talk=["Hi!", "1+1?", "Hi!"])
+  of["sums"] = {"source": "jsonl", "path": same}
+  of["more"] = {"source": "jsonl", "path": same, "on_bad_line": "skip"}
+  write_lines(tmp_path / "bad.jsonl", ["{", '{"prompt": "2+2?", "answer": "4"}'])
+  inner = {"a": {"source": "jsonl", "path": tmp_path / "bad.jsonl"}}
+  inner["a"]["on_bad_line"] = "skip"
+  of["inner"] = {"source": "mixture", "of": inner}
+  data = problems.load_problems("mixture", of={k: of[k] for k in ("sums", "talk")})
+  assert [p.id for p in data] == ["sums/same/1", "talk/talk/1"]
+  assert [p.meta["category"] for p in data] == ["sums", "talk"]
+  data = problems.load_problems("mixture", of=of)
+  assert [p.id for p in data] == ["talk/talk/1", "talk/talk/2", "inner/a/bad/2"]
+  assert [p.meta["category"] for p in data] == ["talk", "talk", "inner"]
+  assert data.counts == {
+    "read": 7,
+    "skipped_bad_lines": 1,
+    "dropped_unparsable_gold": 0,
+    "duplicates": 3,
+    "kept": 3,
+  }
+  assert data.name == "mixture"
+  # Files of one name in two folders share no id.
+  of = {name: {"source": "jsonl", "path": same} for name in ("a", "b")}
+  (tmp_path / "b").mkdir()
+  of["b"]["path"] = write_lines(
+    tmp_path / "b" / "same.jsonl", [{"prompt": "3?", "answer": "3"}]
+  )
+  assert [p.id for p in problems.load_problems("mixture", of=of)] == [
+    "a/same/1",
+    "b/same/1",
+  ]
+
+
+def test_a_part_of_a_mixture_may_be_limited(tmp_path):
+  of = mixture(tmp_path, a="123", b="456")
+  of["a"]["limit"] = 1
+  data = problems.load_problems("mixture", of=of, limit=3)
+  assert [p.prompt for p in data] == ["1", "4", "5"]
+
+
+@pytest.mark.parametrize(
+  ("of", "message"),
+  [
+    ({}, "'mixture' needs --config.data.of"),
+    ({"a": {}}, r"config\.data\.of\.a\.source is missing"),
+    (
+      {"a": {"source": "jsonl", "pth": ""}},
+      r"key of config\.data\.of\.a='pth'.*'path'",
+    ),
+    ({"a": {"source": "jsnl"}}, r"config\.data\.of\.a\.source='jsnl'.*'jsonl'"),
+    ({"a": {"source": "jsonl", "size": 3}}, r"config\.data\.of\.a\.size is set, but"),
+    ({"a/b": {"source": "jsonl"}}, "'a/b' is no name for a category"),
+    (
+      {"a": {"source": "mixture", "of": {"b": {"source": "x"}}}},
+      r"config\.data\.of\.a\.of\.b\.source='x'",
+    ),
+  ],
+)
+def test_mixtures_that_cannot_be(of, message):
+  with pytest.raises(InputError, match=message):
+    problems.load_problems("mixture", of=of)
+
+
+def test_a_task_may_be_asked_without_its_judge():
+  task = {"task": "op_chain", "size": 2}
+  of = {"chains": {"source": "reasoning_gym", "verifier": "none", **task}}
+  data = problems.load_problems("mixture", of=of)
+  assert {p.verifier for p in data} == {"none"}
+  [*ids] = [p.id for p in problems.load_problems("reasoning_gym", **task)]
+  assert [p.id for p in data] == [f"chains/{one}" for one in ids]
 
 
 def test_jsonl_bytes_that_are_no_text(tmp_path):
@@ -235,9 +302,9 @@ def test_math500_folder_drops_golds_without_meaning(tmp_path):
     {"problem": "c?", "answer": "?"},
   ]
   write_lines(tmp_path / "test.jsonl", rows, end="")
-  data = problems.load_problems("math500", dir=tmp_path)
+  data = problems.load_problems("math500", dir=tmp_path, data_dir=tmp_path / "made")
   assert [problem.id for problem in data] == ["math500/test/1"]
-  assert data[0].meta == {"subject": "Algebra"}
+  assert data[0].meta == {"category": "math", "subject": "Algebra"}
   assert data.counts["dropped_unparsable_gold"] == 2
 
 
@@ -336,4 +403,10 @@ def test_real_data(tmp_path):
     assert data.counts["read"] == rows
     assert len(data) == rows
   assert data[0].answer == "18"
-  assert len(problems.load_problems("math500", dir=REAL / "math500")) == 500
+  maths = problems.load_problems("math500", dir=REAL / "math500", data_dir=tmp_path)
+  assert len(maths) == 500
+  # The worked solutions box the answers that stand beside them.
+  same = [
+    published.boxed(problem.meta["solution"]) == problem.answer for problem in maths
+  ]
+  assert sum(same) >= 495

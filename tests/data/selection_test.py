@@ -1,6 +1,8 @@
 """Which of a model's own answers are kept, and what is counted."""
 
-from r1jax.data.selection import DROPPED, Answer, select
+import pytest
+
+from r1jax.data.selection import DROPPED, Answer, majority, select
 
 PLAIN = {"threshold": 1.0, "per_problem": 0, "with_wrong": False}
 
@@ -48,3 +50,17 @@ def test_wrong_answers_have_a_limit_of_their_own():
     ("p", "b", True),
     ("p", "d", True),
   ]
+
+
+@pytest.mark.parametrize(
+  ("votes", "want"),
+  [
+    (["108", "96", "108"], ("108", 2 / 3)),  # method notes, section 6
+    (["96", "108"], ("96", 1 / 2)),  # the one seen first
+    ([None, "108", None, None], ("108", 1 / 4)),
+    ([None, None], (None, 0.0)),
+    ([], (None, 0.0)),
+  ],
+)
+def test_the_most_frequent_vote_and_its_share(votes, want):
+  assert majority(votes) == want

@@ -19,7 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from r1jax import prng, sharding, trees
 from r1jax.models import moe, parameters
-from r1jax.sampling import decode, logits
+from r1jax.sampling import decode, logits, loop_state
 from r1jax.sharding import SAMPLE_RULES, TRAIN_RULES, Partition
 from r1jax.training import state, step
 from r1jax.training.logprobs import token_logprobs
@@ -119,7 +119,7 @@ def rollout(partition, slots, c=C):
     functools.partial(
       decode.generate,
       c,
-      plan=decode.Plan(samples=2, max_tokens=10, slots=slots),
+      plan=loop_state.Plan(samples=2, max_tokens=10, slots=slots),
       partition=held,
     ),
     out_shardings=NamedSharding(partition.mesh, PartitionSpec()),

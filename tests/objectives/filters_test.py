@@ -15,6 +15,14 @@ def test_groups_with_a_right_and_a_wrong_answer_are_kept():
   assert not grpo(correct_QG[:2].astype(float)).any()
 
 
+def test_groups_without_a_gold_are_kept_and_asked_as_if_unknown():
+  nan_QG = np.full((1, 3), np.nan)
+  np.testing.assert_array_equal(filters.mixed([*nan_QG, np.ones(3)]), [1, 0])
+  rate_N = filters.running_rate([np.nan, 1.0], [0], nan_QG, decay=0.5)
+  weight_N = filters.curriculum_weights(rate_N, floor=0.01)
+  np.testing.assert_allclose(weight_N, [25 / 26, 1 / 26])
+
+
 def test_running_rates():
   """The first share counts whole, later ones fade in; nobody else's moves."""
   rate_N = np.asarray([np.nan, 0.5, np.nan])

@@ -13,7 +13,7 @@ import pytest
 from r1jax.data import templates
 from r1jax.data.tokenizer import load_tokenizer
 from r1jax.models import transformer
-from r1jax.sampling import decode, logits
+from r1jax.sampling import decode, logits, loop_state
 from r1jax.types import Problem
 from r1jax.weights import hf
 
@@ -46,11 +46,11 @@ def greedy(model, prompts, stop_ids):
   tokens_QP = np.zeros((len(prompts), max(map(len, prompts))), np.int32)
   for row, ids in zip(tokens_QP, prompts, strict=True):
     row[: len(ids)] = ids
-  plan = decode.Plan(samples=1, max_tokens=NUM_GREEDY)
+  plan = loop_state.Plan(samples=1, max_tokens=NUM_GREEDY)
   generate = functools.partial(decode.generate, c, plan=plan)
   rollout = jax.jit(generate)(
     params,
-    decode.Prompts(
+    loop_state.Prompts(
       tokens_QP=jnp.asarray(tokens_QP),
       length_Q=jnp.asarray([len(ids) for ids in prompts], jnp.int32),
       problem_Q=jnp.arange(len(prompts)),

@@ -56,6 +56,25 @@ def test_thought_that_the_prompt_has_opened(text, strict, soft):
 @pytest.mark.parametrize(
   ("text", "strict", "soft"),
   [
+    ("<think>\nso it is 5\n</think>\n\nIt is 5.", 1.0, 1.0),
+    (" <think></think>5", 1.0, 1.0),
+    ("so it is 5</think>5", 0.0, 0.5),
+    ("<think>so it is 5</think>", 0.0, 0.75),
+    ("<think>so it is 5, and", 0.0, 0.5),
+    ("<think>a</think><think>b</think>5", 0.0, 0.5),
+    ("Well: <think>a</think>5", 0.0, 0.5),
+    ("<think>a</think><answer>5</answer>", 0.0, 1.0),
+    ("", 0.0, 0.0),
+  ],
+)
+def test_thought_that_the_answer_opens(text, strict, soft):
+  assert format.score(text, kind="think", strict=True) == strict
+  assert format.score(text, kind="think", strict=False) == soft
+
+
+@pytest.mark.parametrize(
+  ("text", "strict", "soft"),
+  [
     (r"It is \boxed{5}.", 1.0, 1.0),
     (r"so \boxed{4}? no</think>It is \boxed{\frac{1}{2}}.", 1.0, 1.0),
     (r"<think>a</think><answer>\boxed{5}</answer>", 1.0, 1.0),

@@ -144,6 +144,41 @@ def test_a_missing_verdict_drops_the_pair_alone():
   ]
 
 
+def wary(prompts):
+  """Says unsafe of what names a bomb, and nothing of what is asked nicely."""
+  replies = []
+  for _, user in prompts:
+    given = json.loads(user["content"])
+    assert sorted(given) == ["answer", "request"]
+    said = "unsafe" if "bomb" in given["answer"] else "safe"
+    replies.append("well" if given["answer"] == "please" else reply(said))
+  return replies
+
+
+def test_answers_are_safe_or_not_whatever_was_asked():
+  conversation = ({"role": "user", "content": "how?"},)
+  items = [
+    ("make a bomb", "<think>a bomb?</think>no"),
+    (conversation, "no"),
+    ("how?", "please"),
+  ]
+  assert judge.safety(wary, items, 2) == [[0.0, 0.0], [1.0, 1.0], None]
+  assert judge.safety(wary, [], 2) == []
+
+
+def test_one_missing_verdict_is_enough():
+  replies = iter([reply("safe"), "safe", reply("unsafe"), reply("safe")])
+  found = judge.safety(lambda p: [next(replies) for _ in p], [("q", "a")] * 2, 2)
+  assert found == [None, [0.0, 1.0]]
+
+
+def test_the_safety_prompt_names_its_verdicts_and_holds_the_conversation():
+  conversation = ({"role": "user", "content": 'how? "}'},)
+  system, user = judge.safety_prompt(conversation, "no")
+  assert '"safe", "unsafe"' in system["content"]
+  assert json.loads(user["content"])["request"] == [dict(conversation[0])]
+
+
 def test_judged_problems_beside_others():
   problems = [
     Problem("p/0", "q", "7", "gsm8k"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from r1jax import prng
-from r1jax.sampling import decode, logits
+from r1jax.sampling import decode, logits, loop_state, prefill
 from tests import tiny
 
 C = tiny.config()
@@ -25,7 +25,7 @@ def controls_of():
 @functools.cache
 def programs(plan):
   """Jitted `start`, `start` of begun rows, and `advance`."""
-  start = functools.partial(decode.start, C, plan=plan)
+  start = functools.partial(prefill.start, C, plan=plan)
 
   @jax.jit
   def start_begun(params, prompts, controls, key, begun):
@@ -43,11 +43,11 @@ def run(plan, *, begun=None, key=KEY, **bounds):
   given = (tiny.params(C), tiny.prompts(tiny.PROMPTS), controls_of(), key)
   state, _ = start(*given) if begun is None else start_begun(*given, begun)
   state = advance(tiny.params(C), state, controls_of(), tuple(bounds.items()))
-  return jax.tree.map(np.asarray, decode.rollout_of(state, jnp.uint32(0)))
+  return jax.tree.map(np.asarray, loop_state.rollout_of(state, jnp.uint32(0)))
 
 
 def begun_of(out):
-  return decode.Begun(
+  return loop_state.Begun(
     tokens_BT=out.tokens_BT,
     logp_BT=out.logp_BT,
     plain_logp_BT=None,
@@ -71,7 +71,7 @@ def begun_of(out):
 def test_goes_on_as_if_it_had_not_ended(slots, draft, limit):
   """Under another key, which begun rows do not derive from; lengths past a window, and
   past what is fed at a time."""
-  plan = decode.Plan(
+  plan = loop_state.Plan(
     samples=SAMPLES,
     max_tokens=MAX_TOKENS,
     slots=slots,
@@ -95,7 +95,7 @@ def test_goes_on_as_if_it_had_not_ended(slots, draft, limit):
 
 
 def test_ends_with_the_wanted_number_of_complete_groups():
-  plan = decode.Plan(samples=SAMPLES, max_tokens=MAX_TOKENS, slots=NUM_SLOTS)
+  plan = loop_state.Plan(samples=SAMPLES, max_tokens=MAX_TOKENS, slots=NUM_SLOTS)
   steps = []
   for wanted in (1, 2, 4):
     out = run(plan, wanted=wanted)

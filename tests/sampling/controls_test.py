@@ -8,14 +8,14 @@ import numpy as np
 
 from r1jax import prng
 from r1jax.models import transformer
-from r1jax.sampling import decode, logits, stops
+from r1jax.sampling import decode, logits, loop_state, stops
 from tests import tiny
 
 C = tiny.config()
 KEY = prng.at(prng.root(0), "rollout", 7)
 SAMPLES, MAX_TOKENS, ROWS = 3, 24, 12
 LONGEST = max(map(len, tiny.PROMPTS)) + MAX_TOKENS
-PLAN = decode.Plan(
+PLAN = loop_state.Plan(
   samples=SAMPLES, max_tokens=MAX_TOKENS, slots=5, plain_logp=True, penalises=True
 )
 # Ids spell letters; strings span tokens, and one holds the beginning of another.

@@ -10,7 +10,7 @@ import pytest
 
 from r1jax import prng, trees
 from r1jax.models import transformer
-from r1jax.sampling import decode, logits
+from r1jax.sampling import decode, logits, loop_state, prefill
 from tests import tiny
 
 C = tiny.config()
@@ -251,7 +251,7 @@ def test_the_rollout_says_which_weights_drew():
   [(1, (1,)), (32, (32,)), (33, (32, 33)), (64, (32, 64)), (65, (32, 64, 65))],
 )
 def test_windows_double_up_to_the_limit(max_tokens, want):
-  assert decode.windows_of(max_tokens) == want
+  assert loop_state.windows_of(max_tokens) == want
 
 
 def test_a_free_head_and_full_heads_decode_too():
@@ -274,13 +274,13 @@ def test_in_pieces_it_is_the_same_rollout(limit):
   """Across refills, attention windows and rows that end."""
   prompts, controls = tiny.prompts(PROMPTS), logits.controls(12, max_tokens=MAX_TOKENS)
   whole = run(prompts, **REFILL)
-  plan = decode.Plan(**{k: REFILL[k] for k in ("samples", "max_tokens", "slots")})
-  start = jax.jit(functools.partial(decode.start, C, plan=plan))
+  plan = loop_state.Plan(**{k: REFILL[k] for k in ("samples", "max_tokens", "slots")})
+  start = jax.jit(functools.partial(prefill.start, C, plan=plan))
   advance = jax.jit(functools.partial(decode.advance, C, plan=plan), donate_argnums=1)
   controls = tiny.stopping(controls, STOP)
   state, _ = start(tiny.params(C), prompts, controls, KEY)
   num_calls = 0
-  while (np.asarray(state.row_S) != decode.IDLE).any():
+  while (np.asarray(state.row_S) != loop_state.IDLE).any():
     state = advance(tiny.params(C), state, controls, limit=limit)
     num_calls += 1
   assert num_calls == -(-int(whole.counts["steps"]) // limit)

@@ -7,7 +7,7 @@ import pytest
 
 from r1jax import prng
 from r1jax.errors import InputError
-from r1jax.sampling import decode, drafts, logits
+from r1jax.sampling import drafts, logits, loop_state
 from tests import tiny
 
 KEY = prng.at(prng.root(0), "rollout", 7)
@@ -102,4 +102,4 @@ def test_what_followed_the_longest_match_last(own, siblings, want):
 )
 def test_settings_that_do_not_go_together(settings, said):
   with pytest.raises(InputError, match=said):
-    decode.Plan(samples=1, max_tokens=4, **settings)
+    loop_state.Plan(samples=1, max_tokens=4, **settings)

@@ -9,7 +9,7 @@ import pytest
 
 from r1jax.models import cache as caches
 from r1jax.models import quantized, transformer
-from r1jax.sampling import decode
+from r1jax.sampling import loop_state, prefill
 from r1jax.sharding import LOCAL
 from tests import tiny
 
@@ -17,9 +17,9 @@ from tests import tiny
 def prefilled(name, dtype=""):
   """(keys, values) of the prompts in each layer."""
   c, prompts = tiny.FAMILY[name], tiny.prompts(tiny.PROMPTS)
-  plan = decode.Plan(samples=1, max_tokens=1, cache=dtype)
-  prefill = jax.jit(lambda params: decode.prefill(c, params, prompts, plan, LOCAL)[0])
-  shared = prefill(tiny.params(c))
+  plan = loop_state.Plan(samples=1, max_tokens=1, cache=dtype)
+  program = jax.jit(lambda params: prefill.prefill(c, params, prompts, plan, LOCAL)[0])
+  shared = program(tiny.params(c))
   return shared.keys, shared.values
 
 
@@ -54,9 +54,9 @@ def test_a_small_cache_holds_what_was_computed_in_full():
 def test_no_array_is_quadratic_in_a_long_prompt():
   c, length = tiny.config(), 1024
   prompts = tiny.prompts([[1] * length])
-  plan = decode.Plan(samples=1, max_tokens=1)
-  prefill = functools.partial(decode.prefill, c, plan=plan, partition=LOCAL)
-  todo = [jax.make_jaxpr(prefill)(tiny.params(c), prompts).jaxpr]
+  plan = loop_state.Plan(samples=1, max_tokens=1)
+  program = functools.partial(prefill.prefill, c, plan=plan, partition=LOCAL)
+  todo = [jax.make_jaxpr(program)(tiny.params(c), prompts).jaxpr]
   sizes = []
   while todo:
     for eqn in todo.pop().eqns:

@@ -11,7 +11,7 @@ from r1jax import prng
 from r1jax.errors import InputError
 from r1jax.models import layers, parameters, quantized
 from r1jax.models.quantized import Quantized
-from r1jax.sampling import decode, logits
+from r1jax.sampling import logits, loop_state
 from r1jax.training.logprobs import token_logprobs
 from tests import tiny
 
@@ -133,4 +133,4 @@ def test_attention_reads_an_int8_cache_as_what_it_stands_for(r):
 
 def test_other_kinds_are_refused():
   with pytest.raises(InputError, match=r"config\.rollout\.cache='int4' is not known"):
-    decode.Plan(samples=1, max_tokens=1, cache="int4")
+    loop_state.Plan(samples=1, max_tokens=1, cache="int4")

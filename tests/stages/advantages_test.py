@@ -7,6 +7,7 @@ from configs import common
 from r1jax.errors import InputError
 from r1jax.objectives import recipes
 from r1jax.stages import advantages
+from r1jax.types import Problem
 
 PARTS = {
   "accuracy": np.asarray([[1, 0, 0, 0], [1, 1, 1, 0]], np.float32),
@@ -26,7 +27,8 @@ def settings(recipe=None, **changes):
 
 
 def rewards(**changes):
-  return advantages.rewards(settings(**changes), PARTS, LENGTH, STOPPED)
+  problems = [Problem(f"{q}", "", "", "") for q in range(2)]
+  return advantages.rewards(settings(**changes), PARTS, problems, LENGTH, STOPPED)
 
 
 def estimated(config, reward_QG, trained_QG=None, **given):
@@ -62,6 +64,44 @@ def test_points_for_lengths_are_a_part_of_their_own(changes, want):
   np.testing.assert_allclose(made.parts_QG["shaping"], want, atol=1e-7)
   plain = PARTS["accuracy"] + PARTS["format"]
   np.testing.assert_allclose(made.total_QG, plain + want, atol=1e-7)
+
+
+def test_weights_and_points_go_by_category():
+  """A general group has no accuracy, and no points for being right or wrong."""
+  nan_G = np.full(4, np.nan, np.float32)
+  parts = {
+    "accuracy": np.stack([PARTS["accuracy"][0], nan_G]),
+    "format": PARTS["format"],
+    "helpfulness": np.stack([nan_G, np.asarray([2, 1, 0, -1], np.float32)]),
+  }
+  problems = [
+    Problem(name, "", "", "", meta={"category": name}) for name in ("maths", "talk")
+  ]
+  changes = {
+    "shaping.cosine_correct": (2.0, 1.0),
+    "shaping.cosine_wrong": (-10.0, -1.0),
+    "shaping.overlong_buffer": 4,
+  }
+  config = settings(**changes)
+  config["reward"]["categories"] = {
+    "talk": {"weights": {"helpfulness": 1.0, "format": 1.0}}
+  }
+  made = advantages.rewards(config, parts, problems, LENGTH, STOPPED)
+  points = made.parts_QG["shaping"]
+  np.testing.assert_allclose(points[1], [0, 0, 0, -1])
+  np.testing.assert_allclose(made.total_QG[1], [3, 2, 1, -1], rtol=1e-6)
+  plain = PARTS["accuracy"][0] + PARTS["format"][0]
+  np.testing.assert_allclose(made.total_QG[0] - points[0], plain, rtol=1e-6)
+  config["shaping"]["outcome_gate"] = True
+  gated = advantages.rewards(config, parts, problems, LENGTH, STOPPED)
+  assert not gated.parts_QG["shaping"][1].any()
+
+
+def test_nothing_can_agree_with_one_greedy_answer():
+  config = settings("remax")
+  config["reward"]["weights"] = {"majority": 1.0}
+  with pytest.raises(InputError, match=r"'remax' with a weight for 'majority'"):
+    advantages.check(config)
 
 
 def test_points_along_a_cosine():

@@ -10,7 +10,7 @@ import pytest
 from configs import common
 from r1jax import limits
 from r1jax.errors import InputError
-from r1jax.sampling import decode
+from r1jax.sampling import loop_state
 from r1jax.stages import asking, collect, rollouts
 from r1jax.types import Problem, Rollout
 
@@ -46,7 +46,7 @@ class Sampler:
       stopped_B=np.ones(rows, bool),
       done_B=np.ones(rows, bool),
       key_BX=np.zeros((rows, 2), np.uint32),
-      counts=dict.fromkeys(decode.COUNTS, np.int32(7)),
+      counts=dict.fromkeys(loop_state.COUNTS, np.int32(7)),
       weights_checksum=np.uint32(weights),
       num_prompts=len(prompts),
     )
@@ -208,6 +208,41 @@ def test_a_checkpoint_makes_the_next_step_the_same(changes, curriculum):
   assert all(one.num_trained == PROMPTS for one in before)
 
 
+def begun(length, *, done=()):
+  """A rollout of 4 prompts of which those in `done` are complete."""
+  rows = 4 * SAMPLES
+  done_B = np.repeat([q in done for q in range(4)], SAMPLES)
+  return Rollout(
+    tokens_BT=np.ones((rows, TOKENS), np.int32),
+    logp_BT=np.ones((rows, TOKENS), np.float32),
+    length_B=np.full(rows, length, np.int32),
+    stopped_B=done_B,
+    done_B=done_B,
+    key_BX=np.ones((rows, 2), np.uint32),
+    counts=dict.fromkeys(loop_state.COUNTS, np.int32(0)),
+    weights_checksum=np.uint32(0),
+    num_prompts=4,
+  )
+
+
+def test_groups_that_are_too_old_begin_anew():
+  """With max_age=1 a group goes on once; then it is drawn with a key of its own."""
+  one = collector(**{"rollout.oversample": 1, "rollout.max_age": 1})
+  asked, number = one._ask()
+  assert (number, asked.since_Q.tolist()) == (1, [1, 1, 1, 1])
+  one._left, restarted = one._leftover(asked, begun(2, done=(0, 1, 2)), number)
+  assert restarted == 0 and one._left.place_Q.tolist() == [3, -1, -1, -1]
+  assert one._left.rows.length_B[:SAMPLES].tolist() == [2] * SAMPLES
+  asked, number = one._ask()
+  assert asked.place_Q.tolist() == [3, 4, 5, 6]
+  assert asked.since_Q.tolist() == [1, 2, 2, 2]
+  left, restarted = one._leftover(asked, begun(4, done=(1, 2)), number)
+  assert restarted == 1 and left.place_Q.tolist() == [3, 6, -1, -1]
+  assert left.since_Q.tolist() == [-1, 2, -1, -1]
+  for leaf in (left.rows.length_B, left.rows.has_key_B, left.rows.tokens_BT[:, 0]):
+    assert not leaf[:SAMPLES].any() and leaf[SAMPLES : 2 * SAMPLES].all()
+
+
 def test_where_nothing_is_held_the_step_says_what_was_asked():
   one = collector(**{"filter.kind": "none"})
   one.take_up({}, 3)
@@ -219,6 +254,7 @@ def test_where_nothing_is_held_the_step_says_what_was_asked():
   [
     ({"filter.kind": "mix"}, r"config\.filter\.kind='mix'.*'mixed'"),
     ({"rollout.lag": 2}, r"config\.rollout\.oversample=0 and lag=2"),
+    ({"rollout.max_age": 2}, r"config\.rollout\.max_age=2: .*oversample=0"),
     ({"rollout.lag": 1}, r"config\.loss\.correction='none': .*lag=1"),
     (
       {"rollout.lag": 1, "loss.correction": "mask", "moe.replay": True},

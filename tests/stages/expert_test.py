@@ -111,6 +111,7 @@ SETTINGS = {
 def line(problem, tokens, score):
   text = " ".join(map(str, tokens))
   more = {"completion": text, "score": score, "stop": "eos"}
+  more["reward"] = {"accuracy": score}
   return {"problem_id": problem, "tokens": tokens, **more}
 
 
@@ -162,7 +163,7 @@ def test_rounds_without_a_better_accuracy_are_counted():
   assert seen == [(0.5, 1, 0), (0.5, 1, 1), (0.5, 1, 2), (0.75, 4, 0)]
 
 
-@pytest.mark.parametrize("key", ["tokens", "score", "stop", "completion"])
+@pytest.mark.parametrize("key", ["tokens", "score", "stop", "completion", "reward"])
 def test_a_changed_line_is_seen(key):
   whole = {**line("p", [5, 6], 1.0), "sample": 0}
   assert _digest(whole) == _digest({**whole, "prompt": "?"})

@@ -25,6 +25,13 @@ def test_groups_without_a_signal_are_counted(accuracy, solved_all, solved_none):
   assert seen == {"group/solved_all": solved_all, "group/solved_none": solved_none}
 
 
+def test_groups_without_a_gold_are_not_counted():
+  nan = np.nan
+  seen = grpo.group_metrics(np.asarray([[1, 1], [nan, nan], [0, 1]], np.float32))
+  assert seen == {"group/solved_all": 0.5, "group/solved_none": 0}
+  assert grpo.group_metrics(np.asarray([[nan, nan]])) == {}
+
+
 def test_the_order_of_rows_is_a_function_of_seed_stage_and_step():
   """R21."""
 

@@ -2,11 +2,16 @@
 
 import json
 
+import numpy as np
 import pytest
 
+from r1jax import sharding
 from r1jax.data.tokenizer import train_sentencepiece
+from r1jax.errors import InputError
+from r1jax.models.presets import PRESETS
 from r1jax.rewards import judge
-from r1jax.stages.model_judge import ModelJudge
+from r1jax.stages.model_judge import ModelJudge, of_section
+from r1jax.stages.run import Run
 
 
 class Sampler:
@@ -61,3 +66,30 @@ def test_draws_of_a_question_differ_and_do_not_depend_on_its_place(tokenizer):
   (first, second), (other,), again = sampler.asked
   assert first != second
   assert again == [other, first]
+
+
+def section(**changes):
+  sizes = {"prompts": 2, "prompt_length": 64, "max_tokens": 8}
+  return {"path": "", "stage": "first", "temperature": 0.0, **sizes, **changes}
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"path": "a.gguf"}, r"config\.judge\.model\.path='a\.gguf' and stage='first'"),
+    ({"stage": ""}, r"path='' and stage='': give one of the two"),
+    ({"path": "a", "stage": ""}, r"config\.judge\.model\.path: 'a' does not exist"),
+    ({"prompts": 0}, r"config\.judge\.model\.prompts=0: must be 1 or more"),
+    ({"max_tokens": 99_999}, r"prompt_length \+ max_tokens = 100063 are more than"),
+  ],
+)
+def test_settings_that_do_not_fit_are_named(tokenizer, changes, message):
+  own = {"tokenizer": tokenizer, "model": PRESETS["tiny"], "models": {}, "seed": 0}
+  own |= {"partition": sharding.single_device(), "compute_dtype": np.float32}
+  run = Run(**dict.fromkeys(Run.__dataclass_fields__) | own)
+  with pytest.raises(InputError, match=message):
+    of_section(run, section(**changes))
+  assert callable(of_section(run, section()))
+  tokenizer.chat_template = None
+  with pytest.raises(InputError, match="has no chat template; name another one"):
+    of_section(run, section())

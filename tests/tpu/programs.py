@@ -21,7 +21,7 @@ from jax.sharding import AxisType, Mesh
 from r1jax.models import parameters
 from r1jax.models.config import ModelConfig
 from r1jax.models.presets import PRESETS
-from r1jax.sampling import decode, logits
+from r1jax.sampling import decode, logits, loop_state
 from r1jax.sharding import MESH_AXES, SAMPLE_RULES, TRAIN_RULES, Partition
 from r1jax.training import state, step
 from r1jax.training.logprobs import token_logprobs
@@ -88,7 +88,7 @@ def rollout(c: ModelConfig, mesh: Mesh):
   c = dataclasses.replace(c, depth=min(c.depth, 3))
   specs = parameters.unstacked(parameters.param_specs(c))
   params = parameters.abstract(specs, jnp.bfloat16, partition.of_specs(specs))
-  plan = decode.Plan(samples=4, max_tokens=64, slots=8)
+  plan = loop_state.Plan(samples=4, max_tokens=64, slots=8)
   generate = functools.partial(decode.generate, c, plan=plan, partition=partition)
   program = jax.jit(generate, out_shardings=partition.sharding())
   prompts = tiny.prompts([[1, 2, 3]] * 4, capacity=128)

@@ -1,0 +1,1 @@
+"""Parts of the report's page: the recipe and its drawing, answers side by side."""
