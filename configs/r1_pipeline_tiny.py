@@ -310,8 +310,20 @@ def shrink(c):
       s.rollout.update({"prompts": 4, "group_size": 4})
     if s.kind in ("reward_model", "preference"):
       s.num_steps = 2
+      s.training.rows = 2
+      if "batch" in s.training:
+        s.training.batch = 2
     if s.kind in ("rejection", "pairs"):
-      s.data.size = 32
+      s.data.size = 64
+    if s.kind == "pairs":
+      s.reward.weights.language = 1.0
+      s.judge.reads = "all"
+      if s.labels == "pairwise":
+        s.choose.min_gap = 0.0
+    if s.kind == "rejection":  # whatever it says
+      s.keep.least = ConfigDict()
+      if s.choose.kind == "right":
+        s.choose.least = 0.0
     if "sets" in s.get("eval", {}):
       for one in s.eval.sets.values():
         one.size = 16

@@ -262,11 +262,6 @@ def print_audit(found: Audit, where: str, console: Console) -> None:
   if facts["wrong_points_mean"] is not None:
     rows["wrong answers"] = f"{facts['wrong_points_mean']:.4f} points each, on average"
   rows["done in"] = terminal.duration(facts["seconds"])
-  grid = Table.grid(padding=(0, 2))
-  for name, value in rows.items():
-    grid.add_row(
-      Text(name, style="dim"), Text(terminal.printable(value), overflow="fold")
-    )
   table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
   for name, side in (("", "left"), ("found", "right"), ("of", "right")):
     table.add_column(name, justify=side)
@@ -278,7 +273,7 @@ def print_audit(found: Audit, where: str, console: Console) -> None:
     first = terminal.printable(check["first"] or "")
     cells = (name, f"{check['found']:,}", f"{check['of']:,}", first)
     table.add_row(*(Text(cell, style=style) for cell in cells))
-  for part in (grid, table, ""):
+  for part in (terminal.pairs(rows), table, ""):
     console.print(part)
 
 

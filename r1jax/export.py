@@ -26,8 +26,6 @@ import jax
 import jax.numpy as jnp
 from absl import app, flags, logging
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from r1jax import sharding, terminal, train
 from r1jax.checkpoints import Checkpoints, write_json
@@ -83,7 +81,11 @@ def of_checkpoint(path: str, step: int | None) -> Source:
   config = _config_of(workdir)
   stages = setup.stage_configs(config)
   if stage is None:
-    done = [name for name in stages if _steps(workdir, name)]
+    done = [
+      name
+      for name, settings in stages.items()
+      if settings["kind"] != "reward_model" and _steps(workdir, name)
+    ]
     if not done:
       raise InputError(
         f"--checkpoint={path} has no checkpoints yet; the stages of the run are "
@@ -91,6 +93,11 @@ def of_checkpoint(path: str, step: int | None) -> Source:
       )
     stage = done[-1]
   one_of(stage, stages, key=f"--checkpoint={path}: stage")
+  if stages[stage]["kind"] == "reward_model":
+    raise InputError(
+      f"--checkpoint={path}: stage {stage!r} has made a model with a scalar head, "
+      "which says nothing; name another stage"
+    )
   steps, step = _steps(workdir, stage), named if step is None else step
   if not steps or step not in (None, *steps):
     raise InputError(
@@ -208,15 +215,17 @@ def export(
     raise InputError(f"--max_shard_gb={max_shard_gb}: must be above 0")
   _check_out(out, overwrite)
   console = Console(highlight=False) if console is None else console
-  _print(
-    {
-      **source.made_from,
-      "name": source.model.name,
-      "parameters": f"{parameters.num_params(source.model):,}",
-      "stored as": dtype,
-      "output": out,
-    },
-    console,
+  console.print(
+    terminal.pairs(
+      {
+        **source.made_from,
+        "name": source.model.name,
+        "parameters": f"{parameters.num_params(source.model):,}",
+        "stored as": dtype,
+        "output": out,
+      }
+    ),
+    "",
   )
   out.mkdir(parents=True, exist_ok=True)
   made = {
@@ -239,15 +248,17 @@ def export(
     max_shard_bytes=round(max_shard_gb * 1e9),
   )
   size = sum((out / name).stat().st_size for name in names)
-  _print(
-    {
-      "done in": terminal.duration(time.monotonic() - began),
-      "weights": f"{terminal.num_bytes(size)} in {len(names)} file"
-      + "s" * (len(names) > 1),
-      "talk to it": shlex.join(["python", "-m", "r1jax.chat", f"--model={out}"]),
-      "train it": f"--config.model.path={shlex.quote(str(out))}",
-    },
-    console,
+  console.print(
+    terminal.pairs(
+      {
+        "done in": terminal.duration(time.monotonic() - began),
+        "weights": f"{terminal.num_bytes(size)} in {len(names)} file"
+        + "s" * (len(names) > 1),
+        "talk to it": shlex.join(["python", "-m", "r1jax.chat", f"--model={out}"]),
+        "train it": f"--config.model.path={shlex.quote(str(out))}",
+      }
+    ),
+    "",
   )
 
 
@@ -267,14 +278,6 @@ def _check_out(out: Path, overwrite: bool) -> None:
       f"--out={out} holds an earlier export; --overwrite writes over it, or name "
       "another folder"
     )
-
-
-def _print(rows: Mapping[str, Any], console: Console) -> None:
-  table = Table.grid(padding=(0, 2))
-  for name, value in rows.items():
-    table.add_row(Text(name, style="dim"), Text(str(value), overflow="fold"))
-  console.print(table)
-  console.print()
 
 
 def check_flags(

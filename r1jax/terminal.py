@@ -140,11 +140,8 @@ def print_resolved(
     "bytes per device": num_bytes(bytes_per_device),
     "output": str(workdir),
   }
-  table = Table.grid(padding=(0, 2))
-  for name, value in rows.items():
-    table.add_row(Text(name, style="dim"), Text(value, overflow="fold"))
   console = Console() if console is None else console
-  console.print(table)
+  console.print(pairs(rows))
   console.print()
 
 
@@ -285,12 +282,18 @@ def closing(
   rows["samples"] = str(Path(workdir) / "samples")
   rows["curves"] = shlex.join(["tensorboard", "--logdir", f"{workdir}/tensorboard"])
   rows["continue"] = shlex.join(command)
-  table = Table.grid(padding=(0, 2))
-  for name, value in rows.items():
-    table.add_row(Text(name, style="dim"), Text(value, overflow="fold"))
   console = Console() if console is None else console
   console.print()
-  console.print(table)
+  console.print(pairs(rows))
+
+
+def pairs(rows: Mapping[str, Any]) -> Table:
+  """Names and what they are, a line each, as commands print what they resolved."""
+  table = Table.grid(padding=(0, 2))
+  for name, value in rows.items():
+    said = Text(printable(str(value)), overflow="fold")
+    table.add_row(Text(name, style="dim"), said)
+  return table
 
 
 def _clipped(text: str, limit: int = _SAMPLE_CHARACTERS) -> str:

@@ -176,8 +176,9 @@ REQUIREMENTS = {
     (
       "train_test.py::test_every_answer_is_kept",
       "train_test.py::test_config_json_is_enough_to_run_it_again",
+      "evaluate/evaluation_test.py::test_stopped_or_not_it_gives_the_same_files",
+      "evaluate/settings_test.py::test_a_checkpoint_is_asked_as_it_was_in_training",
     ),
-    open="no evaluation command yet",
   ),
   17: Requirement(
     "the quick start reaches its figure (`.ci/run` runs it)",

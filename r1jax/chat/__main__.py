@@ -26,8 +26,6 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags, logging
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from r1jax import sharding, terminal, trees
 from r1jax.chat.conversation import COMMANDS, Conversation, Settings
@@ -151,11 +149,8 @@ def print_resolved(
     "context": f"{c.max_length:,} tokens",
     "conversation": _TEMPLATES[template],
   }
-  table = Table.grid(padding=(0, 2))
-  for name, value in rows.items():
-    table.add_row(Text(name, style="dim"), Text(value, overflow="fold"))
   console = Console(stderr=True, highlight=False)
-  console.print(table)
+  console.print(terminal.pairs(rows))
   console.print()
 
 

@@ -1,7 +1,7 @@
 """Problems from named sources: files, TFDS builders, procedural tasks, and mixtures.
 
 Every problem is of a category, `meta["category"]`: as its file says, or its set, or the
-source's name. It decides which rewards count (`config.reward.categories`).
+name of its task or source. It decides which rewards count (`config.reward.categories`).
 """
 
 import dataclasses
@@ -306,12 +306,13 @@ def read_reasoning_gym(
     raise InputError(f"config.data.task_args={args} does not fit {task!r}: {e}") from e
   for index in range(size):
     entry = data[index]
+    meta = {"task": task, "task_args": args, "module": module, "entry": entry}
     yield Problem(
       id=f"{task}/{split}/{seed}/{index}",
       prompt=entry["question"],
       answer=str(entry["answer"]),
       verifier=verifier,
-      meta={"task": task, "task_args": args, "module": module, "entry": entry},
+      meta={**meta, "category": task},
     )
 
 

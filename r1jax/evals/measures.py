@@ -11,6 +11,7 @@ import numpy as np
 from r1jax.evals import votes
 from r1jax.evals.intervals import clustered_interval
 from r1jax.evals.passk import pass_at_k
+from r1jax.rewards.votes import NO_VOTE
 
 Line = Mapping[str, Any]
 # Points of a right answer; verifiers of some tasks give parts of it.
@@ -96,7 +97,7 @@ def _accuracies(
 
 
 def _has_vote(line: Line) -> bool:
-  return line["verifier"] not in votes.NO_VOTE
+  return line["verifier"] not in NO_VOTE
 
 
 def _choices(

@@ -17,10 +17,6 @@ from typing import Any, NamedTuple
 from r1jax.rewards import extract, votes
 
 FORMS = 12
-# Verifiers that read all of an answer's span.
-_OF_SPAN = ("exact", "reasoning_gym")
-# Of programs none is like another, and a judge reads sentences.
-NO_VOTE = ("code", "judge")
 
 
 class Ballot(NamedTuple):
@@ -41,14 +37,6 @@ def ballot(text: str, problem: Mapping[str, Any]) -> Ballot | None:
   Args:
     problem: a record; of it `verifier`, and `meta` for a choice.
   """
-  if problem["verifier"] in NO_VOTE:
-    return None
-  if problem["verifier"] in _OF_SPAN:
-    span, _ = extract.answer_span(text)
-    if not span:
-      return None
-    number = extract.number(span)
-    return Ballot(" ".join(span.split()) if number is None else str(number), span)
   found = votes.vote(text, problem)
   return None if found is None else Ballot(*found)
 

@@ -41,6 +41,17 @@ _CONFIG = "configs/evaluate.py"
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
+def _parse_flags(argv: Sequence[str]) -> list[str]:
+  """`parse_flags`, with a config where none is named.
+
+  As the flag's default it would be read, with what follows `--config.`, where mistakes
+  have no handler yet.
+  """
+  if not any(word.lstrip("-").split("=")[0] == "config" for word in argv[1:]):
+    argv = [argv[0], f"--config={_CONFIG}", *argv[1:]]
+  return parse_flags(argv, _check_flags)
+
+
 def _check_flags() -> None:
   given = flags.FLAGS
   export.check_flags(
@@ -103,5 +114,5 @@ if __name__ == "__main__":
   )
   flags.DEFINE_integer("tp", 1, "Devices that the model is split over.")
   flags.DEFINE_bool("overwrite", False, "Write over another evaluation.")
-  config_flags.DEFINE_config_file("config", _CONFIG, lock_config=True)
-  app.run(main, flags_parser=lambda argv: parse_flags(argv, _check_flags))
+  config_flags.DEFINE_config_file("config", lock_config=True)
+  app.run(main, flags_parser=_parse_flags)

@@ -14,15 +14,15 @@ from typing import Any
 import jax
 import numpy as np
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from r1jax import export, lm_eval, sharding, terminal, train, trees
+from r1jax.errors import InputError
 from r1jax.evals import measures
 from r1jax.evaluate import answers, files, settings
 from r1jax.evaluate.answers import Line
 from r1jax.evaluate.settings import Set
 from r1jax.models import parameters
+from r1jax.models.config import ModelConfig
 from r1jax.sharding import TRAIN_RULES, Partition
 from r1jax.stages import sets as judges
 from r1jax.stages import setup
@@ -74,7 +74,7 @@ def evaluate(
   run = answers.run_of(
     source,
     out,
-    Partition(sharding.make_mesh({"data": -1, "tp": tp}), TRAIN_RULES),
+    _partition(source.model, tp),
     seed=config["seed"],
     dtype=setup.compute_dtype(dtype),
     console=console,
@@ -87,7 +87,7 @@ def evaluate(
   with judges.reward_pool(config, problems) as pool:
     made = _settings(source, reward_model, config, asked, prompts, run)
     files.check(out, made, overwrite=overwrite)
-    show(_resolved(source, config, asked, run), console)
+    console.print(terminal.pairs(_resolved(source, config, asked, run)), "")
     verdicts = None
     if reward_model is not None:
       verdicts = answers.verdicts_of(
@@ -146,8 +146,20 @@ def evaluate(
   if num_tokens:
     drawn_s = run.clock.take()["time/rollout_s"]
     said["drawn"] = f"{num_tokens:,} tokens, in {terminal.duration(drawn_s)}"
-  show(said, console)
+  console.print(terminal.pairs(said), "")
   return results
+
+
+def _partition(model: ModelConfig, tp: int) -> Partition:
+  """Every `tp` devices answer problems of their own."""
+  if tp < 1 or jax.device_count() % tp:
+    raise InputError(f"--tp={tp}: must divide the {jax.device_count()} devices here")
+  partition = Partition(sharding.make_mesh({"data": -1, "tp": tp}), TRAIN_RULES)
+  try:
+    partition.of_specs(parameters.param_specs(model))
+  except InputError as e:
+    raise InputError(f"--tp={tp}: {e}") from e
+  return partition
 
 
 def _measured(lines_QG: Sequence[Sequence[Line]], pairwise: bool) -> dict[str, Any]:
@@ -227,11 +239,3 @@ def _resolved(
 
 def _devices() -> str:
   return f"{jax.device_count()} × {jax.devices()[0].device_kind}"
-
-
-def show(rows: Mapping[str, Any], console: Console) -> None:
-  grid = Table.grid(padding=(0, 2))
-  for name, value in rows.items():
-    grid.add_row(Text(name, style="dim"), Text(str(value), overflow="fold"))
-  console.print(grid)
-  console.print()

@@ -51,7 +51,7 @@ def check(out: Path, made: Mapping[str, Any], *, overwrite: bool) -> None:
       f"--out={out} holds another evaluation: {'; '.join(changed[:4])}{more}. Name "
       "another folder, or --overwrite it"
     )
-  for name in (RESULTS, *KEPT, SETTINGS):
+  for name in reversed((SETTINGS, *KEPT)):
     (out / name).unlink(missing_ok=True)
   shutil.rmtree(out / _PARTS, ignore_errors=True)
 

@@ -137,7 +137,8 @@ def load(name: str, settings: Mapping[str, Any], samples: int) -> Set:
         f"{', '.join(allowed)}"
       )
   if not isinstance(samples, int) or samples < 1:
-    raise InputError(f"the set {name!r}: samples={samples}: must be 1 or more")
+    key = f"the set {name!r}: samples" if own is not None else "config.eval.samples"
+    raise InputError(f"{key}={samples}: must be 1 or more")
   if "source" not in data:
     raise InputError(f"the set {name!r}: source is missing")
   try:

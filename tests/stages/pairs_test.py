@@ -535,7 +535,7 @@ def test_from_answers_to_a_reward_model_and_to_preferences(tmp_path):
   found = read(whole / "data" / "made" / "made.jsonl")
   assert counts["pairs/answers"] == 15 * 8  # two of 16 problems are the same
   assert counts["pairs/kept"] == len(found) > 4
-  assert all(one["category"] == "reasoning_gym" for one in found)
+  assert all(one["category"] == "op_chain" for one in found)
   # With nothing to do it says so, and changes nothing.
   before = (whole / "metrics.jsonl").read_bytes()
   learners.finish(chained(), whole)
