@@ -474,8 +474,10 @@ def grpo() -> ConfigDict:
     {
       # A name of r1jax/objectives/advantages.py: "grpo", "rloo", "remax" (one greedy
       # answer more to each prompt), "batch_std", "reinforce_pp_baseline"; token by
-      # token "reinforce_pp" and "gae" (with a critic, see `critic`).
+      # token "reinforce_pp", "gae" (with a critic, see `critic`) and "process" (with a
+      # model of steps).
       "estimator": "grpo",
+      "steps": "",  # of "process": the part of `reward.models` that scores steps
       # The deviation that divides: "population", "sample" or "none".
       "std": "population",
       "eps": 0.0,  # added to it

@@ -87,13 +87,13 @@ def get_config(arg=None):
 
   # All scenarios: 1,700 updates at temperature 0.7, preferences in the last 400.
   r.rules = reinforcement("sft", rollouts=1_300 // UPDATES)
-  r.all = reinforcement("rules", rollouts=400 // UPDATES)
-  for s in (r.rules, r.all):
+  r.all_scenarios = reinforcement("rules", rollouts=400 // UPDATES)
+  for s in (r.rules, r.all_scenarios):
     s.rollout.temperature = 0.7
   for category, part in GENERAL.items():
-    r.all.data.of[category] = prompts(category)
-    r.all.reward.models[part] = common.scalar_model(part)
-    r.all.reward.categories[category] = ConfigDict(
+    r.all_scenarios.data.of[category] = prompts(category)
+    r.all_scenarios.reward.models[part] = common.scalar_model(part)
+    r.all_scenarios.reward.categories[category] = ConfigDict(
       {"weights": {part: 1.0, "format": 1.0, "language": 1.0}}
     )
 

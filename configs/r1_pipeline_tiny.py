@@ -27,7 +27,7 @@ NUM_OPERATIONS = 5
 SEEDS = (1, 2, 3)  # of the students
 # Stages that are compared on chains and small talk.
 EVALUATED = (
-  *("base", "zero", "cold_start", "reasoning", "sft", "all"),
+  *("base", "zero", "cold_start", "reasoning", "sft", "all_scenarios"),
   *("self_improved", "averaged"),
 )
 STUDENT = {"depth": 2, "width": 48, "heads": 2, "kv_heads": 2, "head_dim": 24}
@@ -56,8 +56,9 @@ def get_config(arg=None):
   r.cold_start = fine_tuning("cold_answers", init="base")
   r.reasoning = reinforcement("cold_start", steps=16, language=1.0)
 
-  # Rejection sampling, mixed with small talk that is not bad; from the base again.
-  r.talk_answers = answers("base", talk(512), least=0.5)
+  # Rejection sampling, mixed with small talk, good or not: preferences come later; from
+  # the base again.
+  r.talk_answers = answers("base", talk(512), least=0.0)
   r.reasoning_answers = answers("reasoning", chains(2048), least_language=0.9)
   r.reasoning_answers.also.talk = common.also(stage("talk_answers"), category="talk")
   r.sft = fine_tuning("reasoning_answers", init="base")
@@ -68,16 +69,19 @@ def get_config(arg=None):
   r.safety_labels = judged("pointwise", "secret")
   r.safety = scored("safety_labels", "pointwise")
   r.rules = reinforcement("sft", steps=8, language=1.0)
-  r.all = reinforcement("rules", steps=12, language=1.0)
-  for s in (r.rules, r.all):
+  r.all_scenarios = reinforcement("rules", steps=20, language=1.0)
+  for s in (r.rules, r.all_scenarios):
     s.rollout.temperature = 0.7
-  r.all.data = ConfigDict({"source": "mixture", "of": {"chains": chains(4000)}})
+  # About as many prompts without a gold as with one.
+  r.all_scenarios.data = ConfigDict(
+    {"source": "mixture", "of": {"chains": chains(160)}}
+  )
   for category, part in (("polite", "helpfulness"), ("secret", "safety")):
-    r.all.data.of[category] = talk(150, category)
-    r.all.data.of[category].verifier = "none"
-    r.all.reward.models[part] = common.scalar_model(part)
-    r.all.reward.models[part].update({"rows": 16, "row_length": 128})
-    r.all.reward.categories[category] = ConfigDict(
+    r.all_scenarios.data.of[category] = talk(150, category)
+    r.all_scenarios.data.of[category].verifier = "none"
+    r.all_scenarios.reward.models[part] = common.scalar_model(part)
+    r.all_scenarios.reward.models[part].update({"rows": 16, "row_length": 128})
+    r.all_scenarios.reward.categories[category] = ConfigDict(
       {"weights": {part: 1.0, "format": 1.0, "language": 1.0}}
     )
 
@@ -88,6 +92,7 @@ def get_config(arg=None):
   # Llama 3's round: the best of several by the reward model, pairs, DPO, the mean.
   r.best_talk = answers("sft", talk(256, "polite"), choice="best")
   r.best_sft = fine_tuning("best_talk", init="sft")
+  r.best_sft.epochs = 8.0  # of a small set
   r.dpo_pairs = judged("pairwise", "polite")
   r.dpo_pairs.init = "best_sft"
   r.dpo = preferred("dpo_pairs", init="best_sft")
@@ -251,12 +256,14 @@ def judged(labels, kind):
   s.judge.kind = "reward"
   s.judge.judgements = 1
   s.reward.weights = ConfigDict({"accuracy": 1.0})
-  s.rollout.group_size = 4
+  # There are few requests, so that each is asked often.
+  s.rollout.group_size = 16
   s.rollout.temperature = 1.0
+  s.choose.per_problem = 4
   if labels == "pairwise":
     s.choose.update({"kind": "best_worst", "min_gap": 0.25})
   else:
-    s.choose.update({"per_problem": 4, "threshold": 1.0})
+    s.choose.threshold = 1.0
   return s
 
 
@@ -268,7 +275,7 @@ def scored(name, objective):
   s.data.stage = name
   s.num_steps = 40
   s.optim.learning_rate = 5e-4
-  s.training.update({"batch": 32, "rows": 8, "row_length": 128, "remat": "none"})
+  s.training.update({"batch": 16, "rows": 8, "row_length": 128, "remat": "none"})
   return s
 
 

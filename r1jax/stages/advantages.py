@@ -19,10 +19,9 @@ from r1jax.objectives import advantages as estimators
 from r1jax.objectives import reduce, shaping
 from r1jax.rewards.combine import combine
 from r1jax.stages import categories, model_part
+from r1jax.stages.model_part import Steps
 from r1jax.types import Problem
 
-# Estimators that a stage can feed; no verifier gives a reward for each step.
-KINDS = tuple(name for name in estimators.ESTIMATORS if name != "process")
 # What a setting is where it does nothing.
 _OFF = {"std": "none", "eps": 0.0, "gamma": 1.0, "gae_lambda": 1.0}
 
@@ -115,7 +114,10 @@ def points(
 def check(config: Mapping[str, Any]) -> None:
   """Raises InputError where `advantage`, `shaping` or `truncated` cannot be."""
   own = config["advantage"]
-  name = one_of(own["estimator"], KINDS, key="config.advantage.estimator")
+  name = one_of(
+    own["estimator"], estimators.ESTIMATORS, key="config.advantage.estimator"
+  )
+  _check_steps(config)
   reads = _reads(name)
   for key, off in _OFF.items():
     if key not in reads and own[key] != off:
@@ -154,10 +156,61 @@ def check(config: Mapping[str, Any]) -> None:
   )
 
 
+def _check_steps(config: Mapping[str, Any]) -> None:
+  """Raises InputError where `advantage.steps` and the estimator do not go together."""
+  own = config["advantage"]
+  steps, name = own["steps"], own["estimator"]
+  if bool(steps) != (name == "process"):
+    raise InputError(
+      f"config.advantage.steps={steps!r} with config.advantage.estimator={name!r}: "
+      "'process' needs a name in config.reward.models there, others ''"
+    )
+  if not steps:
+    return
+  for key, weights in categories.all_weights(config).items():
+    if steps not in weights:
+      raise InputError(f"{key} has no {steps!r}, which config.advantage.steps names")
+  if own["kl_coef"] or config["reward"]["normalise"] != "none":
+    raise InputError(
+      f"config.advantage.kl_coef={own['kl_coef']} and config.reward.normalise="
+      f"{config['reward']['normalise']!r}: with config.advantage.estimator='process' "
+      "leave them 0 and 'none'"
+    )
+
+
+def step_rewards(
+  config: Mapping[str, Any],
+  judged: Rewards,
+  problems: Sequence[Problem],
+  steps: Steps | None,
+) -> Steps | None:
+  """Rewards of steps, for "process"; None for others.
+
+  A step has its score by the model, times the weight. All else of an answer's reward
+  (other parts, points for its length) is had at its last step. Departs: DeepSeekMath
+  (arXiv 2402.03300) section 4.1.3 has nothing else.
+
+  Args:
+    steps: what the model says of all answers to the problems.
+  """
+  if steps is None:
+    return None
+  part = config["advantage"]["steps"]
+  weight_Q = np.asarray([own[part] for own in categories.weights(config, problems)])
+  samples = judged.taken_QG.shape[1]
+  rest_B = (judged.taken_QG - weight_Q[:, None] * judged.parts_QG[part]).reshape(-1)
+  made = []
+  for b, (own_K, rest) in enumerate(zip(steps.rewards, rest_B, strict=True)):
+    points_K = weight_Q[b // samples] * np.asarray(own_K, np.float64)
+    points_K[-1] += rest
+    made.append(points_K)
+  return Steps(made, steps.ends)
+
+
 def reads_tokens(config: Mapping[str, Any]) -> bool:
   """Whether log-probs of the tokens are needed before advantages can be made."""
   own = config["advantage"]
-  return own["estimator"] in estimators.TOKEN or own["kl_coef"] != 0
+  return own["estimator"] in ("reinforce_pp", "gae") or own["kl_coef"] != 0
 
 
 def _reads(name: str) -> set[str]:
@@ -198,6 +251,7 @@ def advantages(
   logp: Sequence[np.ndarray] | None = None,
   logp_ref: Sequence[np.ndarray] | None = None,
   values: Sequence[np.ndarray] | None = None,
+  steps: Steps | None = None,
   kl_coef: float = 0.0,
 ) -> Advantages:
   """What a stage's `advantage` makes of rewards.
@@ -211,6 +265,7 @@ def advantages(
     logp, logp_ref: of the tokens of each answer, under the policy and the reference;
       None where `kl_coef` is 0.
     values: what a critic says before each token, for "gae".
+    steps: rewards of the steps of each answer, for "process".
     kl_coef: points a nat, that the KL takes off the reward.
   """
   own = config["advantage"]
@@ -240,6 +295,13 @@ def advantages(
     tokens = [np.full(length, one) for length, one in pairs]
     return Advantages(tokens, kl=kl)
   tokens, returns = list(nothing), None
+  if name == "process":
+    samples = reward_QG.shape[1]
+    for q in np.flatnonzero(trained_QG.any(axis=1)):
+      group = slice(q * samples, (q + 1) * samples)
+      given = (steps.rewards[group], steps.ends[group], lengths[group])
+      tokens[group] = estimators.process(*given, **how)
+    return Advantages(tokens, kl=kl)
   if not len(chosen):
     return Advantages(tokens, None if values is None else nothing, kl)
   learnt = [rewards[b] for b in chosen]

@@ -207,11 +207,15 @@ def train_grpo(
 
       with run.clock("reward"):
         everything = collected.rollout
+        parts_QG, steps = more_parts.with_steps(
+          config["advantage"]["steps"],
+          collected.parts_QG,
+          collected.problems,
+          sampler.completions(everything),
+        )
         judged = advantages.rewards(
           config,
-          more_parts(
-            collected.parts_QG, collected.problems, sampler.completions(everything)
-          ),
+          parts_QG,
           collected.problems,
           everything.length_B.reshape(-1, group_size),
           everything.stopped_B.reshape(-1, group_size),
@@ -219,6 +223,7 @@ def train_grpo(
         reward_QG, trained_QG = (
           x[:num_prompts] for x in (judged.taken_QG, judged.trained_QG)
         )
+        steps = advantages.step_rewards(config, judged, collected.problems, steps)
         fills_Q1 = np.arange(num_prompts)[:, None] >= collected.num_trained
 
       with run.clock("pack"):
@@ -239,7 +244,9 @@ def train_grpo(
 
       with run.clock("score"):
         tokens, statistics = learner.score(batches)
-        made, seen = learner.advantages(batches, answers, tokens, reward_QG, greedy_Q)
+        made, seen = learner.advantages(
+          batches, answers, tokens, reward_QG, greedy_Q, steps
+        )
         # Only so that the clock tells scoring and update apart.
         jax.block_until_ready([batch.experience for batch in batches])
 

@@ -21,6 +21,7 @@ from r1jax.stages import advantages, reference
 from r1jax.stages.advantages import Advantages
 from r1jax.stages.collect import CONTROLS
 from r1jax.stages.critic import Critic, explained
+from r1jax.stages.model_part import Steps
 from r1jax.stages.run import Run
 from r1jax.stages.trainable import Trainable
 from r1jax.training import experts
@@ -252,6 +253,7 @@ class Learner:
     tokens: Mapping[str, Sequence[np.ndarray]],
     reward_QG: np.ndarray,
     greedy_Q: np.ndarray | None,
+    steps: Steps | None,
   ) -> tuple[Advantages, dict[str, float]]:
     """(those of each token, laid in the mini-batches too, and metrics)."""
     in_reward = self._coefficient.next()["advantage"]
@@ -264,6 +266,7 @@ class Learner:
       logp=tokens["logp_old_BL"] if in_reward else None,
       logp_ref=tokens["logp_ref_BL"] if in_reward else None,
       values=tokens.get("values"),
+      steps=steps,
       kl_coef=in_reward,
     )
     for batch in batches:

@@ -9,7 +9,7 @@ Letters: Q prompts, G samples per prompt, B = Q * G answers.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -37,6 +37,18 @@ def names(config: Mapping[str, Any]) -> tuple[str, ...]:
   return (*models, *([MAJORITY] if MAJORITY in weighed else []))
 
 
+class Steps(NamedTuple):
+  """Of each of some answers.
+
+  Attributes:
+    rewards: float [K] of its steps.
+    ends: the token that ends each.
+  """
+
+  rewards: Sequence[np.ndarray]
+  ends: Sequence[Sequence[int]]
+
+
 class ModelParts:
   """Adds these parts to those that text alone decides.
 
@@ -58,9 +70,20 @@ class ModelParts:
     completions: Sequence[Sequence[int]],
   ) -> Mapping[str, np.ndarray]:
     """The parts, and these of the B completions; NaN where a problem lacks one."""
+    return self.with_steps("", parts_QG, problems, completions)[0]
+
+  def with_steps(
+    self,
+    steps_of: str,
+    parts_QG: Mapping[str, np.ndarray],
+    problems: Sequence[Problem],
+    completions: Sequence[Sequence[int]],
+  ) -> tuple[Mapping[str, np.ndarray], Steps | None]:
+    """(the same, and the steps of each completion, where a part is named that a model
+    of steps says of every problem)."""
     samples = len(completions) // len(problems)
     weights = categories.weights(self._config, problems)
-    added = {}
+    added, steps = {}, None
     for part in names(self._config):
       added[part] = np.full((len(problems), samples), np.nan, np.float32)
       chosen = [q for q, own in enumerate(weights) if part in own]
@@ -73,9 +96,14 @@ class ModelParts:
         ]
       else:
         asked = [problems[q] for q in chosen for _ in range(samples)]
-        said = self._verdicts[part](asked, [ids for own in groups for ids in own])
+        answers, verdicts = [ids for own in groups for ids in own], self._verdicts[part]
+        if part == steps_of:
+          steps = Steps(*verdicts.steps(asked, answers))
+          said = verdicts.aggregated(steps.rewards)
+        else:
+          said = verdicts(asked, answers)
       added[part][chosen] = np.reshape(said, (-1, samples))
-    return {**parts_QG, **added}
+    return {**parts_QG, **added}, steps
 
   def _votes(
     self, problem: Problem, completions: Sequence[Sequence[int]]

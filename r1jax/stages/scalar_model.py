@@ -181,14 +181,16 @@ class Verdicts:
     self._config, self._trained, self._frozen = load(self._run, stage)
     self._score = Scorer(self._run, self._config, rows=rows, row_length=row_length)
     self.objective = self._config["objective"]
+    # Compiled now: the first step may ask it nothing.
+    end = self._run.tokenizer.eos_id
+    self._score(self._trained, self._frozen, [[end]], [[end]], [[0]])
 
   def __call__(
     self, problems: Sequence[Problem], completions: Sequence[Sequence[int]]
   ) -> np.ndarray:
     """Float32 [N] of drawn ids, the stop token included where there is one."""
     if self.objective == "process":
-      steps = self.steps(problems, completions)
-      return np.asarray([self._aggregate(own) for own in steps], np.float32)
+      return self.aggregated(self.steps(problems, completions)[0])
     answers = [self._read(ids) for ids in completions]
     scores = self._at(problems, answers, [[len(ids) - 1] for ids in answers])
     last_N = np.concatenate(scores)
@@ -198,10 +200,15 @@ class Verdicts:
     """Float32 [N] of answers that have ended."""
     return self(problems, [self.encode(text) for text in texts])
 
+  def aggregated(self, steps: Sequence[np.ndarray]) -> np.ndarray:
+    """One score of the steps of each answer, float32 [N]."""
+    return np.asarray([self._aggregate(own) for own in steps], np.float32)
+
   def steps(
     self, problems: Sequence[Problem], completions: Sequence[Sequence[int]]
-  ) -> list[np.ndarray]:
-    """Probabilities of the steps of each answer, see `judged.step_ends`.
+  ) -> tuple[list[np.ndarray], list[list[int]]]:
+    """(probabilities of the steps of each answer, see `judged.step_ends`, and the token
+    that ends each step, numbered in what the model reads).
 
     An answer without a step, or whose steps no tokens end, is one step.
 
@@ -220,7 +227,7 @@ class Verdicts:
       ends = judged.step_ends(text)
       found = judged.tokens_at(self._run.tokenizer, ids, text, ends)
       at.append(found or [len(ids) - 1])
-    return [probability(own) for own in self._at(problems, answers, at)]
+    return [probability(own) for own in self._at(problems, answers, at)], at
 
   def encode(self, text: str) -> list[int]:
     """Ids of an answer that has ended."""

@@ -196,7 +196,7 @@ SECTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "filter": dict.fromkeys(("kind", "max_rounds"), True),
     "curriculum": dict.fromkeys(("kind", "decay", "floor"), True),
     "advantage": dict.fromkeys(
-      ("estimator", "std", "eps", "kl_coef", "gamma", "gae_lambda"), True
+      ("estimator", "steps", "std", "eps", "kl_coef", "gamma", "gae_lambda"), True
     ),
     "truncated": dict.fromkeys(("kind", "penalty"), True),
     "loss": keywords(policy_gradient) | keywords(importance),

@@ -51,7 +51,7 @@ def test_zero_is_the_report_s(full):
 
 def test_stages_begin_where_the_report_s_do(full, tiny):
   inits = {"cold_start": "base", "reasoning": "cold_start", "sft": "base"}
-  inits |= {"rules": "sft", "all": "rules", "zero": "base"}
+  inits |= {"rules": "sft", "all_scenarios": "rules", "zero": "base"}
   for name, init in inits.items():
     assert tiny[name].init == init
     assert full[name].init == ("" if init == "base" else init)
@@ -59,7 +59,7 @@ def test_stages_begin_where_the_report_s_do(full, tiny):
     assert c.sft.examples.stage == "reasoning_answers"
     assert c.reasoning_answers.init == "reasoning"
     assert c.helpfulness.reads == "answer" and c.safety.reads == "all"
-    assert c.rules.rollout.temperature == c.all.rollout.temperature == 0.7
+    assert c.rules.rollout.temperature == c.all_scenarios.rollout.temperature == 0.7
     assert not c.rules.reward.models
     assert c.reasoning.reward.weights.language == 1.0
 
@@ -78,8 +78,10 @@ def test_fine_tuning_and_reward_models_are_the_report_s(full):
     assert 0 <= s.num_steps * 256 - count < 256
   assert full.helpful_pairs.judge.judgements == 4
   assert full.helpful_pairs.choose.min_gap == 1.0
-  assert updates(full.rules) + updates(full.all) == pytest.approx(1_700, abs=16)
-  assert updates(full.all) == 400
+  assert updates(full.rules) + updates(full.all_scenarios) == pytest.approx(
+    1_700, abs=16
+  )
+  assert updates(full.all_scenarios) == 400
 
 
 def test_students_have_the_published_learning_rates(full):

@@ -7,6 +7,7 @@ from configs import common
 from r1jax.errors import InputError
 from r1jax.objectives import recipes
 from r1jax.stages import advantages
+from r1jax.stages.model_part import Steps
 from r1jax.types import Problem
 
 PARTS = {
@@ -224,7 +225,7 @@ def test_every_recipe_can_be_run(recipe):
   ("recipe", "changes", "said"),
   [
     ("grpo", {"estimator": "gro"}, r"config\.advantage\.estimator='gro'.*'grpo'"),
-    ("grpo", {"estimator": "process"}, r"estimator='process' is not known"),
+    ("grpo", {"estimator": "proces"}, r"estimator='proces' is not known"),
     ("rloo", {"std": "sample"}, r"config\.advantage\.std='sample' does nothing with"),
     ("grpo", {"gamma": 0.5}, r"config\.advantage\.gamma=0.5 does nothing with"),
     ("grpo", {"std": "sampel"}, r"config\.advantage\.std='sampel'"),
@@ -242,3 +243,55 @@ def test_settings_that_cannot_be_are_refused(recipe, changes, said):
 def test_half_a_cosine_is_refused():
   with pytest.raises(InputError, match=r"config\.shaping\.cosine_correct=\(1.0, 2.0\)"):
     advantages.check(settings(**{"shaping.cosine_correct": (1.0, 2.0)}))
+
+
+PROCESS = {"advantage.estimator": "process", "advantage.steps": "steps"}
+
+
+def test_steps_of_a_model_become_advantages():
+  """DeepSeekMath's process supervision, by the method's worked numbers; the part of an
+  answer is the least of its steps, and what else it has counts at its last step."""
+  config = settings(**PROCESS)
+  config["reward"]["weights"] = {"steps": 1.0}
+  steps = Steps(
+    [np.asarray([0.9, 0.8, 0.1]), np.asarray([0.6, 0.7])], [[1, 3, 5], [0, 3]]
+  )
+  parts = {name: np.zeros((1, 2), np.float32) for name in ("accuracy", "steps")}
+  parts["steps"][0] = [0.1, 0.6]
+  problems, length_QG = [Problem("p", "", "", "")], np.asarray([[7, 4]])
+
+  def made(config):
+    judged = advantages.rewards(config, parts, problems, length_QG, length_QG > 0)
+    own = advantages.step_rewards(config, judged, problems, steps)
+    return own, advantages.advantages(
+      config, judged.taken_QG, np.ones((1, 2)), [7, 4], steps=own
+    )
+
+  own, found = made(config)
+  np.testing.assert_allclose(own.rewards[0], [0.9, 0.8, 0.1], atol=1e-7)
+  first, second = found.tokens
+  want = np.repeat([-0.215387, -1.220529, -1.866691, 0.0], [2, 2, 2, 1])
+  np.testing.assert_allclose(first, want, atol=2e-6)
+  np.testing.assert_allclose(second, [0.215387, *[0.287183] * 3], atol=2e-6)
+  config["reward"]["weights"] = {"steps": 2.0, "accuracy": 1.0}
+  parts["accuracy"][0] = [0, 1]
+  own, _ = made(config)
+  np.testing.assert_allclose(own.rewards[0], [1.8, 1.6, 0.2], atol=1e-6)
+  np.testing.assert_allclose(own.rewards[1], [1.2, 2.4], atol=1e-6)
+  assert advantages.step_rewards(config, None, problems, None) is None
+
+
+@pytest.mark.parametrize(
+  ("changes", "said"),
+  [
+    ({"advantage.steps": ""}, r"config\.advantage\.steps='' with .*'process'"),
+    ({"advantage.estimator": "grpo"}, r"steps='steps' with .*'grpo'"),
+    ({"advantage.steps": "stps"}, r"config\.reward\.weights has no 'stps'"),
+    ({"advantage.kl_coef": 0.1}, r"config\.advantage\.kl_coef=0\.1 and .*'process'"),
+  ],
+)
+def test_steps_and_estimator_go_together(changes, said):
+  config = settings(**PROCESS | changes)
+  config["reward"]["weights"] = {"steps": 1.0}
+  with pytest.raises(InputError, match=said):
+    advantages.check(config)

@@ -212,3 +212,29 @@ def test_a_step_has_categories_and_models(tmp_path):
   for part in ("helpfulness", "safety"):
     assert any(f"reward/{part}" in step for step in steps)
     assert np.std(parts[part]) > 0
+
+
+@pytest.mark.slow
+def test_a_model_of_steps_supervises_them(tmp_path):
+  """Process supervision: tokens of an answer have advantages of their own."""
+  c = small_run.get_config()
+  lines = [
+    {"prompt": f"{i}", "completion": "1\n23\n4", "labels": [1, i % 2, 0]}
+    for i in range(12)
+  ]
+  c.steps = judge(tmp_path, "steps", lines, objective="process")
+  c.stages = ("base", "steps", "zero")
+  c.zero.num_steps = 2
+  c.zero.advantage.update({"estimator": "process", "steps": "quality"})
+  c.zero.reward.models.quality = common.scalar_model("steps")
+  c.zero.reward.models.quality.update({"rows": 2, "row_length": 40})
+  c.zero.reward.weights.quality = 1.0
+  found = [
+    line for line in learners.finish(c, tmp_path / "run") if "loss/policy" in line
+  ]
+  assert len(found) == 2
+  for line in found:
+    assert 0 < line["reward/quality"] < 1
+    assert line["optim/grad_norm"] > 0
+    total = sum(line[f"reward/{part}"] for part in ("accuracy", "format", "quality"))
+    np.testing.assert_allclose(line["reward/total"], total, rtol=1e-5)

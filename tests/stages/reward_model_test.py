@@ -174,14 +174,16 @@ def test_steps_are_judged_by_an_adapter_with_a_head(tmp_path):
   verdicts = Verdicts(run, "judge", rows=2, row_length=64, aggregation="product")
   problems = [Problem("", line["prompt"], "", "exact") for line in STEPS]
   drawn = [verdicts.encode(line["completion"]) for line in STEPS]
-  found = verdicts.steps(problems, drawn)
-  assert [len(own) for own in found] == [3] * len(STEPS)
+  found, ends = verdicts.steps(problems, drawn)
+  assert [len(own) for own in found] == [len(own) for own in ends] == [3] * len(STEPS)
+  for ids, own in zip(drawn, ends, strict=True):
+    assert own == sorted(own) and own[-1] < len(ids)
   labels = np.concatenate([line["labels"] for line in STEPS])
   assert quality.auc(np.concatenate(found), labels) > 0.9
   whole = verdicts(problems, drawn)
   np.testing.assert_allclose(whole, [own.prod() for own in found], rtol=1e-4)
   # A prompt and the end token alone are one step.
-  (nothing,) = verdicts.steps(problems[:1], [[run.tokenizer.eos_id]])
+  (nothing,), _ = verdicts.steps(problems[:1], [[run.tokenizer.eos_id]])
   assert nothing.shape == (1,) and 0 < nothing[0] < 1
 
 
