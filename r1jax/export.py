@@ -79,7 +79,7 @@ def of_checkpoint(path: str, step: int | None) -> Source:
   if named is not None and step not in (None, named):
     raise InputError(f"--step={step}, and --checkpoint={path} is step {named}")
   config = _config_of(workdir)
-  stages = setup.stage_configs(config)
+  stages = setup.stage_sections(config)
   if stage is None:
     done = [
       name
@@ -93,11 +93,6 @@ def of_checkpoint(path: str, step: int | None) -> Source:
       )
     stage = done[-1]
   one_of(stage, stages, key=f"--checkpoint={path}: stage")
-  if stages[stage]["kind"] == "reward_model":
-    raise InputError(
-      f"--checkpoint={path}: stage {stage!r} has made a model with a scalar head, "
-      "which says nothing; name another stage"
-    )
   steps, step = _steps(workdir, stage), named if step is None else step
   if not steps or step not in (None, *steps):
     raise InputError(
@@ -113,6 +108,11 @@ def of_checkpoint(path: str, step: int | None) -> Source:
   def load(name: str = stage, at: int | None = step) -> Any:
     if not name:
       return make()
+    if stages[name]["kind"] == "reward_model":
+      raise InputError(
+        f"--checkpoint={path}: stage {name!r} has made a model with a scalar head, "
+        "which says nothing; name another stage"
+      )
     return run.params_of(
       _folder(workdir, name),
       model=model,

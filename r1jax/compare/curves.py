@@ -128,7 +128,7 @@ def read(
         f"{workdir} and {workdirs[0]} differ in config.{changed[0]}; give runs that "
         "differ in config.seed alone"
       )
-  settings = setup.stage_configs(configs[0])
+  settings = setup.stage_sections(configs[0])
   sets = {name: own.get("eval", {}).get("sets", {}) for name, own in settings.items()}
   eval_set = _chosen(eval_set, sets)
   settings = {name: own for name, own in settings.items() if eval_set in sets[name]}
@@ -171,7 +171,7 @@ def curve(
   """A stage at each of its evaluations, from its lines of metrics.
 
   Args:
-    settings: all of the stage, as `setup.stage_configs` has them.
+    settings: all of the stage, as `setup.stage_sections` has them.
   """
   answers = tokens = updates = seconds = 0.0
   points = []

@@ -115,7 +115,7 @@ def verdicts_of(
     stop_asked=run.stop_asked,
     model_params=model_params,
   )
-  settings = setup.stage_configs(config)[stage]
+  settings = setup.stage_sections(config)[stage]
   if settings["kind"] != scalar_model.KIND:
     raise InputError(
       f"{where} is of the kind {settings['kind']!r}; name the checkpoints of a stage "

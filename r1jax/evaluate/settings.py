@@ -40,7 +40,7 @@ def trained_with(workdir: Path, stage: str) -> dict[str, Any]:
   stage which has.
   """
   whole = json.loads((workdir / "config.json").read_text(encoding="utf-8"))["config"]
-  stages = setup.stage_configs(whole)
+  stages = setup.stage_sections(whole)
   found: dict[str, Any] = {}
   for name in (stage, *stages):
     for section, key in (("template", "template"), ("eval", "sets"), ("reward", "")):

@@ -240,14 +240,15 @@ STAGES: dict[str, tuple[Callable, Callable]] = {
 }
 
 
-def stage_configs(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-  """{name: settings} of every stage, in order.
+def stage_sections(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+  """{name: settings} of every stage, in order, as they are: those of a run that an
+  earlier version has made may lack some.
 
   Args:
     config: the whole config as plain dicts.
 
   Raises:
-    InputError: a stage without settings, a section or key that is missing or unknown.
+    InputError: a stage without settings, or of no known kind.
   """
   names = tuple(config["stages"])
   if not names or len(set(names)) != len(names):
@@ -255,25 +256,43 @@ def stage_configs(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
   for name in names:
     if not isinstance(config.get(name), Mapping):
       raise InputError(f"config.stages names {name!r}, and there is no config.{name}")
+    if name in GLOBAL:
+      raise InputError(f"config.stages: {name!r} is a section of the run; rename it")
+  found = {}
+  for name in names:
+    own = {key: value for key, value in config[name].items() if key not in MODEL}
+    kind = one_of(own.get("kind", ""), STAGES, key=f"config.{name}.kind")
+    wanted = _wanted(kind)
+    shared = {k: v for k, v in config.items() if k in wanted and k not in GLOBAL}
+    found[name] = shared | own
+  return found
+
+
+def stage_configs(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+  """The same of a run to be made.
+
+  Raises:
+    InputError: as `stage_sections`; a section or key that is missing or unknown; stages
+      that do not go together.
+  """
+  sections = stage_sections(config)
+  names = tuple(sections)
   known = {*GLOBAL, *names, *(key for kind in _VALUES for key in _wanted(kind))}
   for key, value in config.items():
     # Settings of a stage that is not run may stay.
     if key not in known and not (isinstance(value, Mapping) and "kind" in value):
       raise InputError(f"config.{key} is not known{nearest(key, known)}")
   found = {}
-  for place, name in enumerate(names):
-    own = {key: value for key, value in config[name].items() if key not in MODEL}
+  for place, (name, settings) in enumerate(sections.items()):
+    kind = settings["kind"]
     for key in MODEL:
       if key in config[name]:
         fields = dict.fromkeys(config[key], True)
         _check(config[name][key], fields, f"config.{name}.{key}")
-    kind = one_of(own.get("kind", ""), STAGES, key=f"config.{name}.kind")
-    wanted = _wanted(kind)
-    shared = {k: v for k, v in config.items() if k in wanted and k not in GLOBAL}
-    settings = shared | own
-    _check(settings, dict.fromkeys(wanted, True), f"config.{name}")
+    _check(settings, dict.fromkeys(_wanted(kind), True), f"config.{name}")
     for section, fields in SECTIONS[kind].items():
-      where = f"config.{name}.{section}" if section in own else f"config.{section}"
+      is_own = section in config[name]
+      where = f"config.{name}.{section}" if is_own else f"config.{section}"
       _check(settings[section], fields, where)
     for key, stage in inputs(settings).items():
       if stage not in names[:place]:

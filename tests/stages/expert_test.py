@@ -94,6 +94,21 @@ def test_resumed_in_a_round_and_while_it_is_drawn(done, tmp_path):
     assert (copy / "samples" / "own" / path.name).read_bytes() == path.read_bytes()
 
 
+@pytest.mark.slow
+def test_rest_em_learns_from_the_last_round_alone(tmp_path):
+  """Rounds ask the weights of the one before, and train on what it has kept."""
+  run = learners.with_base(tmp_path / "run")
+  c = config("rest_em", num_steps=4)
+  assert c.own.asks == "last" and c.own["keep"].set == "round"
+  learners.finish(c, run)
+  starts = lines_of(run, "expert/set_size")
+  assert [line["step"] for line in starts] == [1, 3]
+  for line in starts:
+    assert line["expert/set_size"] == line["expert/added"]
+  checksums = {answers_of(run, number)[0]["weights"] for number in (1, 2)}
+  assert len(checksums) == 2
+
+
 # --------------------------------------------------------------- without a run
 
 PROMPTS = {
