@@ -64,6 +64,7 @@ _REINFORCE: Section = {
 # sum off that of an answer), `gamma` and `gae_lambda` carry rewards back along tokens.
 _ADVANTAGE: Section = {
   "estimator": "grpo",
+  "steps": "",
   "std": "none",
   "eps": 0.0,
   "kl_coef": 0.0,
