@@ -126,7 +126,8 @@ def test_recipes_have_the_same_whole_sections():
     for section in ("advantage", "truncated", "filter", "shaping"):
       first = recipes.settings(NAMES[0])[section]
       assert settings[section].keys() == first.keys(), (name, section)
-    reward = {"weights": {}, "normalise": "none"} | settings.get("reward", {})
+    reward = {"weights": {}, "categories": {}, "normalise": "none"}
+    reward |= settings.get("reward", {})
     rollout = {"max_tokens": 20_480}
     advantages.check(settings | {"reward": reward, "rollout": rollout})
   assert set(NAMES) == set(oracle.RECIPES)
