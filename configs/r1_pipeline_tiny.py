@@ -114,10 +114,11 @@ def students(seed):
   answers do; the two are evaluated on the same problems."""
   base, zero, distilled = (f"{name}_{seed}" for name in ("base", "zero", "distilled"))
   made = {
-    f"student_{base}": pretraining(steps=1200, seed=seed),
+    f"student_{base}": pretraining(steps=2400, seed=seed),
     f"student_{zero}": reinforcement(f"student_{base}", steps=24),
     f"student_{distilled}": fine_tuning("reasoning_answers", init=f"student_{base}"),
   }
+  made[f"student_{distilled}"].update({"epochs": 3.0, "num_steps": 600})
   made |= {f"at_{name}": evaluation(name) for name in list(made)}
   for s in made.values():
     s.model = common.model(preset="tiny")
