@@ -135,8 +135,12 @@ def lengthen(s, max_tokens):
 def evaluated(s):
   """R1's protocol, with fewer samples than the report's 64 and 16."""
   s.eval.update({"samples": 4, "temperature": 0.6, "top_p": 0.95})
-  for name in ("aime24", "math500"):
-    s.eval.sets[name] = ConfigDict({"source": name, "dir": f"{DATA}/{name}"})
+  s.eval.sets = held_out()
+
+
+def held_out():
+  names = ("aime24", "math500")
+  return ConfigDict({n: {"source": n, "dir": f"{DATA}/{n}"} for n in names})
 
 
 def prompts(category, verifier="none"):
@@ -155,7 +159,7 @@ def answers(init, *, samples):
   s = common.rejection("right")
   s.init = init
   s.data = reasoning_prompts()
-  s.held_out = zero("", rollouts=1, max_tokens=LONGEST).eval.sets
+  s.held_out = held_out()
   s.rollout.group_size = samples
   s.rollout.temperature = 1.0
   s.reward.format.kind = "think"

@@ -110,9 +110,11 @@ def data_sets(
   found: dict[str, DataSet] = {}
   for name in judging if stage is None else [stage]:
     own = stages[name]
-    evaluated = own["eval"]["sets"] if "eval" in own else {}
+    where, others = "held_out", own.get("held_out", {})
+    if "eval" in own:
+      where, others = "eval.sets", own["eval"]["sets"]
     held_out = {
-      f"eval.sets.{key}": shortened(settings) for key, settings in evaluated.items()
+      f"{where}.{key}": shortened(settings) for key, settings in others.items()
     }
     reward = {key: own["reward"][key] for key in (*_LIMITS, "code")}
     for where, settings in {"data": shortened(own["data"]), **held_out}.items():

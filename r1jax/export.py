@@ -33,7 +33,7 @@ from r1jax.data.tokenizer import Tokenizer, load_tokenizer
 from r1jax.errors import InputError, one_of, refuse
 from r1jax.models import parameters
 from r1jax.models.config import ModelConfig
-from r1jax.sharding import TRAIN_RULES, Partition
+from r1jax.sharding import SAMPLE_RULES, TRAIN_RULES, Partition
 from r1jax.stages import run, setup
 from r1jax.weights import hf, paths
 
@@ -188,6 +188,37 @@ def _partition(model: ModelConfig) -> Partition:
   """All devices that are here, weights split over as many as divide the width."""
   shards = math.gcd(model.width, jax.device_count())
   return Partition(sharding.make_mesh({"data": -1, "fsdp": shards}), TRAIN_RULES)
+
+
+def partition_by(model: ModelConfig, tp: int, rules: Any) -> Partition:
+  """All devices, of which every `tp` hold a whole model.
+
+  Raises:
+    InputError: the model does not split over so many, or the devices do not.
+  """
+  if tp < 1 or jax.device_count() % tp:
+    raise InputError(f"--tp={tp}: must divide the {jax.device_count()} devices here")
+  partition = Partition(sharding.make_mesh({"data": -1, "tp": tp}), rules)
+  try:
+    partition.of_specs(parameters.param_specs(model))
+  except InputError as e:
+    raise InputError(f"--tp={tp}: {e}") from e
+  return partition
+
+
+def load_on(source: Source, *, dtype: str, tp: int) -> tuple[dict, Partition]:
+  """Parameters for drawing, see `partition_by`.
+
+  Args:
+    dtype: "auto" is float32 on CPU and bfloat16 elsewhere.
+  """
+  partition = partition_by(source.model, tp, SAMPLE_RULES)
+  params = jax.tree.map(
+    lambda leaf, at: jax.device_put(leaf.astype(setup.compute_dtype(dtype)), at),
+    source.load(),
+    partition.of_specs(parameters.param_specs(source.model)),
+  )
+  return params, partition
 
 
 def export(

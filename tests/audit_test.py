@@ -8,6 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 from rich.console import Console
 
+from configs import common
 from r1jax import audit
 from r1jax.errors import InputError
 from r1jax.rewards import combine
@@ -222,6 +223,18 @@ def test_equal_data_sets_are_one(tmp_path):
   ]
   chosen = audit.data_sets(c.to_dict(), stage="other")
   assert [one.stages for one in chosen] == [("other",)] * 2
+
+
+def test_a_stage_that_makes_examples_has_sets_that_it_must_not_hold(tmp_path):
+  rows = [(f"{n}?", str(n)) for n in range(4)]
+  c = config(lines(tmp_path / "a.jsonl", *rows, verifier="exact"))
+  c.kept = common.rejection()
+  c.kept.data = c.zero.data
+  c.kept.held_out.x = lines(tmp_path / "x.jsonl", *rows[3:], verifier="exact")
+  c.stages = (*c.stages, "kept")
+  chosen = audit.data_sets(c.to_dict(), stage="kept")
+  assert [one.where for one in chosen] == ["data", "held_out.x"]
+  assert list(chosen[0].held_out) == ["held_out.x"] and chosen[0].decontaminate == 10
 
 
 def test_limit(tmp_path):

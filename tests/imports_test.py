@@ -23,7 +23,7 @@ ROWS = (
   ),
   ("apart", {"models", "data", "rewards", "objectives", "optim", "metrics"}),
   ("apart", {"sharding"}),
-  ("free", {"types", "prng", "trees", "errors", "gguf_files"}),
+  ("free", {"types", "prng", "trees", "errors", "gguf_files", "boxes"}),
 )
 ROW_OF = {name: row for row, (_, names) in enumerate(ROWS) for name in names}
 

@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from r1jax import lm_eval, sharding
+from r1jax import sharding
 from r1jax.data.tokenizer import load_tokenizer, train_sentencepiece
 from r1jax.errors import InputError
+from r1jax.lm_eval import __main__ as command
+from r1jax.lm_eval.engine import Drawing, Engine
 from r1jax.models import transformer
 from r1jax.sharding import SAMPLE_RULES, Partition
 from tests import tiny
@@ -42,7 +44,7 @@ def _engine(tokenizer):
 def make(tokenizer, **settings):
   partition = Partition(sharding.single_device().mesh, SAMPLE_RULES)
   params = tiny.params(C)
-  return lm_eval.Engine(C, params, tokenizer, partition, **{"batch": 4, **settings})
+  return Engine(C, params, tokenizer, partition, **{"batch": 4, **settings})
 
 
 @functools.cache
@@ -116,7 +118,7 @@ def test_a_long_context_loses_its_beginning(engine, monkeypatch):
 def test_greedy_answers(engine, tokenizer):
   """Each is what a plain forward draws, up to the end token, the limit or a text."""
   texts = ["ab 12", "1+1=", "j", "7", "a?"]
-  answers = engine.answers([(text, lm_eval.Drawing.of(UNTIL)) for text in texts])
+  answers = engine.answers([(text, Drawing.of(UNTIL)) for text in texts])
   for text, answer in zip(texts, answers, strict=True):
     ids = likeliest(tokenizer.encode(text), 16)
     ends = [i for i, token in enumerate(ids) if token in tokenizer.stop_ids]
@@ -127,13 +129,13 @@ def test_greedy_answers(engine, tokenizer):
   assert len(longest) > 4
   # The second text ends it: it comes first, though the other may come too.
   until = [longest[4:], longest[2:4]]
-  drawing = lm_eval.Drawing.of(UNTIL | {"until": until})
+  drawing = Drawing.of(UNTIL | {"until": until})
   want = longest[: longest.index(until[1])]
   assert engine.answers([(text, drawing)]) == [want]
 
 
 def test_samples_depend_on_text_and_repetition_alone(engine, tokenizer, monkeypatch):
-  drawing = lm_eval.Drawing.of(UNTIL | {"temperature": 1.0, "top_p": 0.9})
+  drawing = Drawing.of(UNTIL | {"temperature": 1.0, "top_p": 0.9})
   asked = [(text, drawing) for text in ("ab", "cd", "ab", "e", "ab", "f")]
   found = engine.answers(asked)
   assert len({found[0], found[2], found[4]}) == 3
@@ -154,7 +156,7 @@ def test_an_answer_may_begin_behind_a_thought(tokenizer):
 
 
 def test_no_room_for_a_prompt(engine):
-  drawing = lm_eval.Drawing.of({"max_gen_toks": 60})
+  drawing = Drawing.of({"max_gen_toks": 60})
   with pytest.raises(
     InputError, match=r"max_gen_toks=60 leaves no room .*--gen_kwargs"
   ):
@@ -175,7 +177,7 @@ def test_no_room_for_a_prompt(engine):
   ],
 )
 def test_generation_settings(given, want):
-  drawing = lm_eval.Drawing.of(given)
+  drawing = Drawing.of(given)
   assert (drawing.until, drawing.max_tokens, dict(drawing.controls)) == want
 
 
@@ -191,13 +193,13 @@ def test_generation_settings(given, want):
 )
 def test_generation_settings_that_are_refused(given, message):
   with pytest.raises(InputError, match=message):
-    lm_eval.Drawing.of(given)
+    Drawing.of(given)
 
 
 def test_without_lm_eval_it_says_what_to_install(monkeypatch):
   monkeypatch.setitem(sys.modules, "lm_eval", None)
-  with pytest.raises(InputError, match=r'pip install "r1jax\[lm_eval\]" is needed'):
-    lm_eval.evaluate(types.SimpleNamespace())
+  with pytest.raises(InputError, match=r"pip install -e .\.\[lm_eval\]. is needed"):
+    command.evaluate(types.SimpleNamespace())
 
 
 # ------------------------------------------------------------------ lm-eval itself
@@ -258,9 +260,9 @@ def write_tasks(folder):
 @pytest.mark.slow
 def test_tasks_of_lm_eval(engine, tokenizer, tmp_path):
   theirs = pytest.importorskip("lm_eval")
-  names, index = lm_eval.known_tasks(list(map(str, write_tasks(tmp_path))), None)
+  names, index = command.known_tasks(list(map(str, write_tasks(tmp_path))), None)
   results = theirs.simple_evaluate(
-    lm_eval.as_lm(engine, {"checkpoint": "a run"}),
+    command.as_lm(engine, {"checkpoint": "a run"}),
     tasks=names,
     task_manager=index,
     bootstrap_iters=0,
@@ -274,7 +276,7 @@ def test_tasks_of_lm_eval(engine, tokenizer, tmp_path):
     np.testing.assert_allclose(found, want, atol=2e-4)
     right += np.argmax(want) == 0
   assert results["results"]["sums_choice"]["acc,none"] == right / len(CHOICES)
-  drawing = lm_eval.Drawing.of(UNTIL)
+  drawing = Drawing.of(UNTIL)
   answers = engine.answers([(row["question"], drawing) for row in CHOICES])
   drawn = results["samples"]["sums_drawn"]
   assert [sample["resps"][0][0] for sample in drawn] == answers
@@ -287,7 +289,7 @@ def test_tasks_of_lm_eval(engine, tokenizer, tmp_path):
   np.testing.assert_allclose(total, want, atol=1e-3)
   assert results["config"]["checkpoint"] == "a run"
   with pytest.raises(InputError, match="--tasks=sums_chioce: lm-eval knows no such"):
-    lm_eval.known_tasks(["sums_chioce"], str(tmp_path))
+    command.known_tasks(["sums_chioce"], str(tmp_path))
 
 
 @pytest.mark.slow
@@ -299,7 +301,7 @@ def test_conversations_go_through_the_model_s_chat_template(tmp_path):
   )
   config = {"eos_token": "<|end|>", "chat_template": template}
   chatty = load_tokenizer(byte_level(tmp_path, tokenizer_config=config))
-  lm = lm_eval.as_lm(types.SimpleNamespace(c=C, tokenizer=chatty), {})
+  lm = command.as_lm(types.SimpleNamespace(c=C, tokenizer=chatty), {})
   asked = [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "It "}]
   assert lm.apply_chat_template(asked[:1]) == "<|user|>1+1?<|end|><think>"
   # An answer that is begun is gone on with.

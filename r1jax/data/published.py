@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from etils import epath
 
+from r1jax.boxes import last_boxed
 from r1jax.data import builders
 from r1jax.data.builders import Record
 from r1jax.errors import InputError, one_of
@@ -229,18 +230,10 @@ def whole(number: str) -> str:
 
 def boxed(solution: str) -> str:
   r"""What the last `\boxed` or `\fbox` of a worked solution holds; "" without one."""
-  found = list(re.finditer(r"\\(?:boxed|fbox)\s*", solution))
-  if not found:
-    return ""
-  rest = solution[found[-1].end() :]
-  if not rest.startswith("{"):
-    return rest.partition("$")[0].strip()  # `\boxed 2`
-  depth = 0
-  for i, character in enumerate(rest):
-    depth += {"{": 1, "}": -1}.get(character, 0)
-    if depth == 0:
-      return rest[1:i].strip()
-  return ""
+  braced = re.sub(r"\\(?:boxed|fbox)\s*\{", r"\\boxed{", solution)
+  # `\boxed 2$`
+  braced = re.sub(r"\\(?:boxed|fbox)\s+([^{$]+)", r"\\boxed{\1}", braced)
+  return last_boxed(braced) or ""
 
 
 _PROBLEM = {

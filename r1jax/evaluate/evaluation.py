@@ -15,15 +15,13 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from r1jax import export, lm_eval, sharding, terminal, train, trees
-from r1jax.errors import InputError
+from r1jax import export, terminal, train, trees
 from r1jax.evals import measures
 from r1jax.evaluate import answers, files, settings
 from r1jax.evaluate.answers import Line
 from r1jax.evaluate.settings import Set
 from r1jax.models import parameters
-from r1jax.models.config import ModelConfig
-from r1jax.sharding import TRAIN_RULES, Partition
+from r1jax.sharding import TRAIN_RULES
 from r1jax.stages import sets as judges
 from r1jax.stages import setup
 from r1jax.stages.run import Run
@@ -74,7 +72,7 @@ def evaluate(
   run = answers.run_of(
     source,
     out,
-    _partition(source.model, tp),
+    export.partition_by(source.model, tp, TRAIN_RULES),
     seed=config["seed"],
     dtype=setup.compute_dtype(dtype),
     console=console,
@@ -97,7 +95,7 @@ def evaluate(
         max_tokens=config["eval"]["max_tokens"],
         **config["reward_model"],
       )
-    params, _ = lm_eval.load(source, dtype=np.dtype(run.compute_dtype).name, tp=tp)
+    params, _ = export.load_on(source, dtype=np.dtype(run.compute_dtype).name, tp=tp)
     made["weights"] = int(jax.jit(trees.checksum)(params))
     files.check(out, made, overwrite=overwrite)
     if (done := files.done(out)) is not None:
@@ -148,18 +146,6 @@ def evaluate(
     said["drawn"] = f"{num_tokens:,} tokens, in {terminal.duration(drawn_s)}"
   console.print(terminal.pairs(said), "")
   return results
-
-
-def _partition(model: ModelConfig, tp: int) -> Partition:
-  """Every `tp` devices answer problems of their own."""
-  if tp < 1 or jax.device_count() % tp:
-    raise InputError(f"--tp={tp}: must divide the {jax.device_count()} devices here")
-  partition = Partition(sharding.make_mesh({"data": -1, "tp": tp}), TRAIN_RULES)
-  try:
-    partition.of_specs(parameters.param_specs(model))
-  except InputError as e:
-    raise InputError(f"--tp={tp}: {e}") from e
-  return partition
 
 
 def _measured(lines_QG: Sequence[Sequence[Line]], pairwise: bool) -> dict[str, Any]:

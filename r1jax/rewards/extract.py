@@ -16,6 +16,8 @@ import re
 from decimal import Decimal
 from fractions import Fraction
 
+from r1jax.boxes import last_boxed
+
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _CUE = re.compile(
   r"\banswers?\b[*_]*(?:\s+(?:is|are|(?:would|must) be)\b(?!\s+not\b)\s*:?|\s*[:=])"
@@ -31,7 +33,6 @@ FORMULA = re.compile(
   r"|\\\((?P<round>.+?)\\\)|\\\[(?P<square>.+?)\\\]",
   re.DOTALL,
 )
-_BRACE = re.compile(r"\\boxed\{|[{}]")
 _JOINED = re.compile(r",?\s*(?:\b(?:and|or)\b)?\s*")
 _SERIES = re.compile(
   r"-?\d[\d.]*(?:,\s*-?\d[\d.]*)*,?\s+(?:and|or)\s+-?\d[\d.]*(?<!\.)(?!\w)"
@@ -89,19 +90,6 @@ def answer_span(text: str) -> tuple[str | None, bool]:
     found = _ANSWER.findall(final)
     return (found[-1].strip(), True) if found else (None, True)
   return final.partition("<think>")[0].strip(), False
-
-
-def last_boxed(text: str) -> str | None:
-  r"""Content of the last complete `\boxed{…}`, with braces balanced; None without."""
-  last, opened = (-1, -1), []
-  for match in _BRACE.finditer(text, max(0, text.find("\\boxed{"))):
-    if match[0] != "}":
-      opened.append(match.end() if match[0] != "{" else None)
-    elif opened:
-      begin = opened.pop()
-      if begin is not None:
-        last = max(last, (begin, match.start()))
-  return text[slice(*last)].strip() if last[0] >= 0 else None
 
 
 def marked(span: str) -> str | None:

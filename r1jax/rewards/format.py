@@ -4,8 +4,9 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from r1jax.boxes import last_boxed
 from r1jax.errors import one_of
-from r1jax.rewards.extract import answer_span, last_boxed
+from r1jax.rewards.extract import answer_span
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 _R1_ZERO = re.compile(r"\s*<think>.*</think>\s*<answer>.*</answer>\s*", re.DOTALL)

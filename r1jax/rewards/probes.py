@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from r1jax.boxes import last_boxed
 from r1jax.rewards import choice, code, extract
 from r1jax.rewards.combine import Part
 from r1jax.rewards.pool import RewardPool
@@ -100,7 +101,7 @@ def worked(problem: "Problem") -> Iterator[Probe]:
   if not isinstance(solution, str):
     return
   span, tagged = extract.answer_span(solution)
-  boxed = extract.last_boxed(solution)
+  boxed = last_boxed(solution)
   marked = {"tags": span if tagged else None, "boxed": boxed}
   others = {"cue": extract.marked(solution) if boxed is None else None}
   if extract.number(problem.answer) is not None:

@@ -6,6 +6,7 @@ from fractions import Fraction
 import pytest
 from absl.testing import absltest, parameterized
 
+from r1jax import boxes
 from r1jax.rewards import extract
 
 
@@ -39,7 +40,7 @@ class SpanTest(parameterized.TestCase):
     ("5", None),
   )
   def test_last_boxed(self, text, want):
-    self.assertEqual(extract.last_boxed(text), want)
+    self.assertEqual(boxes.last_boxed(text), want)
 
 
 class ReadingsTest(parameterized.TestCase):
