@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from r1jax.boxes import last_boxed
 from r1jax.errors import InputError, one_of
 from r1jax.rewards import choice, code, extract, maths
 
@@ -43,7 +44,7 @@ def verify_gsm8k(text: str, problem: Record) -> float:
   span, _ = extract.answer_span(text)
   if span is None:
     return 0.0
-  boxed = extract.last_boxed(span)
+  boxed = last_boxed(span)
   if boxed is None and "####" in span:
     found = extract.numbers(span.rpartition("####")[2])[:1]
   else:
