@@ -71,6 +71,13 @@ class Partition:
   mesh: Mesh | None
   rules: Rules
 
+  @property
+  def platform(self) -> str:
+    """What the devices are: "cpu", "gpu" or "tpu"."""
+    if self.mesh is None:
+      return jax.default_backend()
+    return self.mesh.devices.flat[0].platform
+
   def pspec(self, axes: tuple[str | None, ...]) -> PartitionSpec:
     """PartitionSpec of logical axes, over the mesh axes that have more than one device.
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from r1jax.models import kernels, layers, quantized, rope
+from r1jax.models import flash_decode, kernels, layers, quantized, rope
 from r1jax.models.cache import Cache, PromptCache
 from r1jax.models.config import ModelConfig
 from r1jax.models.quantized import Held
@@ -40,12 +40,17 @@ def grouped_query(
   Returns:
     (out_BLD, the layer's part of the cache).
   """
-  q_BLNH = layers.linear(x_BLD, attn["q"])
-  k_BLKH = layers.linear(x_BLD, attn["k"])
-  v_BLKH = layers.linear(x_BLD, attn["v"])
-  if c.qkv_bias:
-    q_BLNH, k_BLKH = q_BLNH + attn["q_bias"], k_BLKH + attn["k_bias"]
-    v_BLKH = v_BLKH + attn["v_bias"]
+  if "qkv" in attn:
+    all_BLMH = layers.linear(x_BLD, attn["qkv"])
+    if c.qkv_bias:
+      all_BLMH += attn["qkv_bias"]
+    ends = (c.heads, c.heads + c.kv_heads)
+    q_BLNH, k_BLKH, v_BLKH = jnp.split(all_BLMH, ends, axis=-2)
+  else:
+    q_BLNH, k_BLKH, v_BLKH = (layers.linear(x_BLD, attn[name]) for name in "qkv")
+    if c.qkv_bias:
+      q_BLNH, k_BLKH = q_BLNH + attn["q_bias"], k_BLKH + attn["k_bias"]
+      v_BLKH = v_BLKH + attn["v_bias"]
   if c.qk_norm:
     q_BLNH = layers.rms_norm(q_BLNH, attn["q_norm"], c.norm_eps)
     k_BLKH = layers.rms_norm(k_BLKH, attn["k_norm"], c.norm_eps)
@@ -145,15 +150,23 @@ def filling(cache: Cache, partition: Partition) -> Context:
 
 
 def with_cache(
-  c: ModelConfig, cache: Cache, num_new: int, window: int | None
+  c: ModelConfig,
+  cache: Cache,
+  num_new: int,
+  dtype,
+  window: int | None,
+  partition: Partition,
 ) -> Context:
   """Writes tokens to the slots' columns, then attends to own part and prompt.
 
   Args:
     num_new: tokens of each slot, L.
+    dtype: of the queries.
     window: own columns that are attended to, those of one or more of the cache's
-      arrays; None means all.
+      arrays; None means all. The kernel for GPUs reads those that are live.
   """
+  if flash_decode.fits(cache, num_new, dtype, partition):
+    return _by_kernel(cache, partition)
   num_own = cache.num_columns if window is None else window
   masks = [_own(cache, num_new, num_own)]
   prompts = None
@@ -196,6 +209,33 @@ def with_cache(
       v_QKPH = values_of(k_QKHP) if v_QKPH is None else v_QKPH
       out_SKRLH += prompts.mixed(weights[-1], v_QKPH, dtype)
     return jnp.moveaxis(out_SKRLH, 3, 1), (keys, values)
+
+  return context
+
+
+def _by_kernel(cache: Cache, partition: Partition) -> Context:
+  """`with_cache` by `flash_decode`."""
+  prompt = cache.prompt
+  num_prompts = len(prompt.length_Q)
+  # Slots without a row attend to some prompt.
+  row_S = jnp.minimum(prompt.row_S, num_prompts * prompt.samples - 1)
+  prompt_S = row_S // prompt.samples
+  prompt_length_S = prompt.length_Q[prompt_S]
+  here_S = prompt_S % (num_prompts // prompt.queues)
+
+  def context(q_SLKRH, k_SLKH, v_SLKH, held, scale):
+    (k_SKHW,), (v_SKWH,), *shared = held
+    mixed_SKRH, k_SKHW, v_SKWH = flash_decode.attend(
+      *(x_SL[:, 0] for x_SL in (q_SLKRH, k_SLKH, v_SLKH)),
+      (k_SKHW, v_SKWH, *shared),
+      here_S,
+      prompt_length_S,
+      cache.length_S,
+      cache.column,
+      scale=scale,
+      partition=partition,
+    )
+    return mixed_SKRH[:, None], ((k_SKHW,), (v_SKWH,))
 
   return context
 

@@ -24,9 +24,11 @@ from r1jax.models import layers
 from r1jax.sharding import LOCAL, Partition
 
 SHORT = 512
-KEPT = "attention"  # remat policies know the results of long rows by this name
+_KEPT = "attention"
+_NAMED = jax.checkpoint_policies.save_only_these_names(_KEPT)
 _PIECES = 4  # of a short row at most, whose products leave out the context behind them
 _BLOCK = 128  # queries of long rows whose scores exist at a time
+_MOST_CUDNN = 2**14  # tokens of a row, whose mask is an array of their square
 _STRETCHES = 4  # of a long row, whose blocks have one static context each
 
 
@@ -52,6 +54,8 @@ def causal(
   """
   arrays = q_BLKRH, k_BLKH, v_BLKH, segments_BL, parents_BL
   length = q_BLKRH.shape[1]
+  if _fits_cudnn(q_BLKRH, v_BLKH, partition):
+    return _cudnn(*arrays, scale)
   if length <= SHORT:
     return _short(*arrays, scale)
   rest = -length % _BLOCK
@@ -77,6 +81,49 @@ def _visible(first, num_queries: int, num_context: int, segments_BL, parents_BL)
   if parents_BL is not None:
     inside_BMC |= same(parents_BL)
   return visible_BMC & inside_BMC
+
+
+def keeps(primitive, *args, **params) -> bool:
+  """A remat policy: what attention makes of a row is kept, but not of a short one."""
+  # What cuDNN makes has no name to give it; where jax names it otherwise it is made
+  # a second time.
+  is_cudnn = primitive.name.startswith("dot_product_attention_fwd")
+  return is_cudnn or _NAMED(primitive, *args, **params)
+
+
+def _fits_cudnn(q_BLKRH: jax.Array, v_BLKH: jax.Array, partition: Partition) -> bool:
+  """Whether cuDNN's flash attention is there for such heads."""
+  head_dim = q_BLKRH.shape[-1]
+  return (
+    partition.platform == "gpu"
+    and q_BLKRH.dtype in (jnp.bfloat16, jnp.float16)
+    and v_BLKH.shape[-1] == head_dim
+    and head_dim % 8 == 0
+    and head_dim <= 128
+    and q_BLKRH.shape[1] <= _MOST_CUDNN
+  )
+
+
+def _cudnn(q_BLKRH, k_BLKH, v_BLKH, segments_BL, parents_BL, scale):
+  """The kernel reads the mask, and passes over what is behind a block of queries."""
+  b, length, k, r, h = q_BLKRH.shape
+  rest = ((0, 0), (0, length % 2))  # even rows, says the kernel
+  q_BLNH = jnp.pad(q_BLKRH.reshape(b, length, k * r, h), (*rest, (0, 0), (0, 0)))
+  k_BLKH, v_BLKH = (jnp.pad(x, (*rest, (0, 0), (0, 0))) for x in (k_BLKH, v_BLKH))
+  mask_B1LL = None
+  if segments_BL is not None:
+    ids = jax.tree.map(lambda x: jnp.pad(x, rest), (segments_BL, parents_BL))
+    mask_B1LL = _visible(0, q_BLNH.shape[1], q_BLNH.shape[1], *ids)[:, None]
+  out_BLNH = jax.nn.dot_product_attention(
+    q_BLNH,
+    k_BLKH,
+    v_BLKH,
+    mask=mask_B1LL,
+    is_causal=True,
+    scale=scale,
+    implementation="cudnn",
+  )
+  return out_BLNH[:, :length].reshape(q_BLKRH.shape)
 
 
 def _short(q_BLKRH, k_BLKH, v_BLKH, segments_BL, parents_BL, scale):
@@ -109,7 +156,7 @@ def _long(q_BLKRH, k_BLKH, v_BLKH, segments_BL, parents_BL, scale, partition):
 
   def forward(*given):
     found = jax.lax.platform_dependent(*given, tpu=forward_tpu, default=forward_xla)
-    out_BLKRH, lse_BLKR = (checkpoint_name(x, KEPT) for x in found)
+    out_BLKRH, lse_BLKR = (checkpoint_name(x, _KEPT) for x in found)
     return out_BLKRH, (*given, out_BLKRH, lse_BLKR)
 
   def backward(kept, bar_BLKRH):

@@ -145,5 +145,8 @@ def swiglu(x: jax.Array, mlp: dict, product: Callable = linear) -> jax.Array:
   Args:
     product: (activations, matrix) -> activations.
   """
-  gate, up = product(x, mlp["gate"]), product(x, mlp["up"])
+  if "gate_up" in mlp:
+    gate, up = jnp.split(product(x, mlp["gate_up"]), 2, axis=-1)
+  else:
+    gate, up = product(x, mlp["gate"]), product(x, mlp["up"])
   return product(jax.nn.silu(gate) * up, mlp["down"])

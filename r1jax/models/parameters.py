@@ -36,6 +36,12 @@ def num_stacked(spec: ParamSpec) -> int:
   return sum(axis in ("layer", "expert") for axis in spec.axes)
 
 
+# What `fused` makes: module, name, of which matrices, and their axis.
+_FUSED = (
+  ("attn", "qkv", ("q", "k", "v"), -2),
+  ("attn", "qkv_bias", ("q_bias", "k_bias", "v_bias"), -2),
+  ("mlp", "gate_up", ("gate", "up"), -1),
+)
 # Names of the stacks, in the order of computation.
 STACKS = ("dense", "layers", "mtp")
 
@@ -185,6 +191,46 @@ def layer_of(stack: dict, z: int) -> dict:
     return leaf[z]
 
   return jax.tree.map(take, stack, is_leaf=_is_spec)
+
+
+def fused(tree: dict) -> dict:
+  """An `unstacked` tree in which matrices that read the same are one.
+
+  Few products of many outputs are faster than many of few. Queries, keys and values of
+  attention stand behind one another on the axis of heads, gate and up on that of the
+  ffw; both axes must lie on every device whole.
+
+  Args:
+    tree: of arrays, or of ParamSpecs.
+  """
+
+  def layer(parts: dict) -> dict:
+    made = dict(parts)
+    for module, name, of, axis in _FUSED:
+      own = made.get(module, {})
+      if all(part in own for part in of):
+        rest = {part: leaf for part, leaf in own.items() if part not in of}
+        joined = jax.tree.map(
+          lambda *leaves, axis=axis: _joined(leaves, axis),
+          *(own[part] for part in of),
+          is_leaf=_is_spec,
+        )
+        made[module] = {**rest, name: joined}
+    return made
+
+  def layers(stack: dict) -> dict:
+    return {z: layer(parts) for z, parts in stack.items()}
+
+  return {name: layers(x) if name in STACKS else x for name, x in tree.items()}
+
+
+def _joined(leaves: tuple, axis: int) -> Any:
+  first = leaves[0]
+  if not isinstance(first, ParamSpec):
+    return jnp.concatenate(leaves, axis)
+  shape, axes = list(first.shape), list(first.axes)
+  shape[axis], axes[axis] = sum(leaf.shape[axis] for leaf in leaves), None
+  return dataclasses.replace(first, shape=tuple(shape), axes=tuple(axes))
 
 
 def _is_spec(leaf: Any) -> bool:

@@ -26,7 +26,7 @@ _KEEP = jax.checkpoint_policies
 REMAT = {
   "none": None,
   "dots": _KEEP.save_from_both_policies(
-    _KEEP.dots_with_no_batch_dims_saveable, _KEEP.save_only_these_names(kernels.KEPT)
+    _KEEP.dots_with_no_batch_dims_saveable, kernels.keeps
   ),
   "full": _KEEP.nothing_saveable,
 }
@@ -87,7 +87,7 @@ def forward(
   x_BLD = partition.constrain(x_BLD, ("batch", None, None))
   context = attention.among_tokens(segments_BL, parents_BL, partition)
   if cache is not None:
-    context = _with_cache(c, cache, tokens_BL, window, partition)
+    context = _with_cache(c, cache, x_BLD, window, partition)
   layer = _layer(
     c, positions_BL, segments_BL, parents_BL, context, balance, remat, partition
   )
@@ -99,7 +99,9 @@ def forward(
     replayed = None if name == "dense" else replayed_ZBLK
     if cache is None:
       inputs = (params[name], replayed, None)
-      carry, (experts_ZBLK, _) = jax.lax.scan(layer, carry, inputs)
+      carry, (experts_ZBLK, _) = jax.lax.scan(
+        layer, carry, inputs, unroll=_unrolls(partition)
+      )
       continue
     went = []
     for z in range(size):
@@ -186,7 +188,7 @@ def draft_further(
   """
   p = parameters.layer_of(params["mtp"], 0)
   x_BLD = _with_next(c, params, p, hidden_BLD, next_BL, partition)
-  context = _with_cache(c, before, next_BL, window, partition)
+  context = _with_cache(c, before, x_BLD, window, partition)
   layer = _layer(c, positions_BL, None, None, context, False, "none", partition)
   (x_BLD, _), (_, (keys, values)) = layer((x_BLD, None), (p, None, _held(before, -1)))
   cache = after.replace(
@@ -219,6 +221,16 @@ def _with_next(
   )
   x_BLD = layers.linear(jnp.concatenate(both, axis=-1), p["proj"])
   return partition.constrain(x_BLD, ("batch", None, None))
+
+
+def _unrolls(partition: Partition) -> bool:
+  """Whether layers stand one behind another in the compiled program.
+
+  On a GPU a loop over them copies what every layer keeps for the backward pass into a
+  stack and out of it again. On several, a loop gathers one layer's weights at a time.
+  """
+  is_single = partition.mesh is None or partition.mesh.size == 1
+  return partition.platform == "gpu" and is_single
 
 
 def _layer(
@@ -269,13 +281,13 @@ def _layer(
 def _with_cache(
   c: ModelConfig,
   cache: Cache,
-  tokens_BL: jax.Array,
+  x_BLD: jax.Array,
   window: int | None,
   partition: Partition,
 ) -> attention.Context:
   if cache.filled_at_once:
     return attention.filling(cache, partition)
-  return attention.with_cache(c, cache, tokens_BL.shape[1], window)
+  return attention.with_cache(c, cache, x_BLD.shape[1], x_BLD.dtype, window, partition)
 
 
 def _held(cache: Cache, layer: int) -> tuple | None:

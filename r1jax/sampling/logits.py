@@ -414,6 +414,8 @@ def _invert(
     value_SV = jnp.pad(value_SV, ((0, 0), (0, padding)), constant_values=-jnp.inf)
   value_SAW = value_SV.reshape(len(value_SV), -1, width)
   mass_SA = jnp.sum(weigh(value_SV).reshape(value_SAW.shape), axis=-1)
+  # Or else compilers make their sum from the vocabulary, once more.
+  mass_SA = jax.lax.optimization_barrier(mass_SA)
   mass_S = jnp.sum(mass_SA, axis=-1)
   goal_S1 = (uniform_S * mass_S)[:, None]
   block_S1, before_S1 = _first_above(mass_SA, goal_S1)

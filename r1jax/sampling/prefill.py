@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from r1jax.models import cache as caches
-from r1jax.models import transformer
+from r1jax.models import flash_decode, transformer
 from r1jax.models.config import ModelConfig
 from r1jax.sampling import logits, stops
 from r1jax.sampling.loop_state import (
@@ -98,6 +98,10 @@ def start(
   if plan.draft_tokens:
     # Room for drafts of the last token, and for all tokens that `_resumed` feeds.
     capacity = -(-(max_tokens + plan.draft_tokens) // _RESUMED) * _RESUMED
+  if partition.platform == "gpu":
+    # One array, and so one compiled step: the kernel for it reads what is live.
+    capacity = flash_decode.whole_blocks(capacity)
+    windows = (capacity,)
   own = caches.empty(
     c,
     num_slots,
@@ -112,7 +116,8 @@ def start(
     own = own.replace(column=jnp.zeros((num_slots,), jnp.int32))
   prompt_experts_QPZK = experts_BTZK = None
   if plan.record_experts:
-    prompt_experts_QPZK = jnp.moveaxis(routed.experts_ZBLK, 0, 2)
+    places = prompts.tokens_QP.shape[1]
+    prompt_experts_QPZK = jnp.moveaxis(routed.experts_ZBLK[:, :, :places], 0, 2)
     shape = (num_rows, max_tokens, *prompt_experts_QPZK.shape[2:])
     experts_BTZK = jnp.full(shape, -1, jnp.int32)
   seen_QV = None
@@ -227,7 +232,11 @@ def prefill(
   c: ModelConfig, params: dict, prompts: Prompts, plan: Plan, partition: Partition
 ) -> tuple[caches.PromptCache, transformer.Routed | None]:
   """Keys and values of every prompt token but the last, once per prompt."""
-  num_prompts, capacity = prompts.tokens_QP.shape
+  tokens_QP = prompts.tokens_QP
+  num_prompts, capacity = tokens_QP.shape
+  if partition.platform == "gpu":
+    rest = flash_decode.whole_blocks(capacity) - capacity
+    tokens_QP, capacity = jnp.pad(tokens_QP, ((0, 0), (0, rest))), capacity + rest
   further = plan.draft == "mtp"
   empty = caches.empty(
     c,
@@ -237,16 +246,16 @@ def prefill(
     further=further,
     partition=partition,
   ).replace(filled_at_once=True)
-  positions_QP = jnp.broadcast_to(jnp.arange(capacity), prompts.tokens_QP.shape)
+  positions_QP = jnp.broadcast_to(jnp.arange(capacity), tokens_QP.shape)
   hidden_QPD, cache, routed = transformer.forward(
-    c, params, prompts.tokens_QP, positions_QP, cache=empty, partition=partition
+    c, params, tokens_QP, positions_QP, cache=empty, partition=partition
   )
   if further:
     _, cache = transformer.draft_further(
       c,
       params,
       hidden_QPD,
-      jnp.roll(prompts.tokens_QP, -1, axis=1),
+      jnp.roll(tokens_QP, -1, axis=1),
       positions_QP,
       before=empty,
       after=cache,

@@ -96,15 +96,18 @@ class Sampler:
     one_of(weights, quantized.WEIGHTS, key="config.rollout.weights")
     self._trainable = trainable
 
+    # An adapter finds the matrices that it adapts by their names.
+    fuses = trainable.lora is None and held.size("heads") == 1
+
+    def by_layer(tree: dict) -> dict:
+      tree = parameters.unstacked(tree)
+      return parameters.fused(tree) if fuses else tree
+
     def made(specs: dict, cast: Callable = lambda params: params) -> Callable:
       """(parameters) -> what is held of them; `specs` are the parameters'."""
       return jax.jit(
-        lambda params: parameters.unstacked(
-          quantized.params_in(weights, cast(params), specs)
-        ),
-        out_shardings=held.of_specs(
-          parameters.unstacked(quantized.specs_in(weights, specs))
-        ),
+        lambda params: by_layer(quantized.params_in(weights, cast(params), specs)),
+        out_shardings=held.of_specs(by_layer(quantized.specs_in(weights, specs))),
       )
 
     self._trained = made(trainable.specs, run.cast)
@@ -178,12 +181,17 @@ class Sampler:
         tokens_GT, length_G = jax.device_get(rows)
         on_complete(prompt, _cut_off(tokens_GT, length_G))
 
-    going = True
-    while going:
-      state, looked = programs.advance(
+    def advance(state):
+      return programs.advance(
         weights, state, self._controls, self._stops_YV, wanted, self._look_every
       )
-      hand_over()  # the devices go on meanwhile
+
+    going = True
+    state, ahead = advance(state)
+    while going:
+      # The devices go on while the host looks: at the end once too often, for nothing.
+      looked, (state, ahead) = ahead, advance(state)
+      hand_over()
       going, complete_Q = jax.device_get(looked)
       new = [
         q for q in np.flatnonzero(complete_Q) if q < len(prompts) and q not in seen

@@ -103,7 +103,12 @@ def config_of(
     # A row holds a prompt with two answers, which begin with the prompt's last token.
     row_length = prompt + 2 * (own + 1)
     c.zero.training.update(
-      {"rows": 4, "row_length": row_length, "minibatches": 1, "remat": "dots"}
+      {
+        "rows": 8 if model in PRESETS else 4,
+        "row_length": row_length,
+        "minibatches": 1,
+        "remat": "dots",
+      }
     )
   c.zero.rollout.update(sizes or {})
   c.lock()
