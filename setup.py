@@ -57,7 +57,7 @@ setup(
   install_requires=REQUIRES,
   extras_require={
     "tpu": ["jax[tpu]"],
-    "cuda": ["jax[cuda12]"],
+    "cuda": ["jax[cuda13]"],
     "lm_eval": ["lm-eval>=0.4.12"],
     "test": TEST,
     "notebooks": NOTEBOOKS,

@@ -171,7 +171,7 @@ def test_the_engine_is_the_stages_sampler():
   plan, weights = engine.held(run_, zero, run_.params_of(""))
   assert (plan.draft, plan.draft_tokens, plan.cache) == ("ngram", 2, "int8")
   assert (plan.samples, plan.slots) == (zero["rollout"]["group_size"], 4)
-  assert weights["layers"]["0"]["mlp"]["up"].values.dtype == np.int8
+  assert weights["layers"]["0"]["mlp"]["gate_up"].values.dtype == np.int8
 
 
 @pytest.mark.usefixtures("quick")
@@ -356,23 +356,24 @@ def test_no_product_is_left_out(backward):
   rows, sizes, num_matrices = 8, (16, 24), 5
   program = limits.products(sharding.single_device(), backward=backward)
   weights = [jnp.ones(sizes)] * num_matrices
-  sides = [jnp.ones((rows, size)) for size in sizes]
-  compiled = program.lower(1, *sides, weights).compile()
+  x_BI = jnp.ones((rows, sizes[0]))
+  compiled = program.lower(1, x_BI, weights).compile()
   num_kinds = 3 if backward else 1
   assert compiled.as_text().count(" dot(") == num_matrices * num_kinds
-  # The first numbers of x @ w, y @ w.T and x.T @ y; two passes over the matrices.
-  want = 2 * num_matrices * sum([sizes[0], sizes[1], rows][:num_kinds])
-  assert compiled(2, *sides, weights) == want
+  # The first numbers of y = x @ w, y @ w.T and x.T @ y; two passes over the matrices.
+  first = sizes[0]
+  want = 2 * num_matrices * first * sum([1, sizes[1], rows][:num_kinds])
+  assert compiled(2, x_BI, weights) == want
 
 
 @pytest.mark.parametrize("num_matrices", [1, 2])
 def test_every_pass_computes(num_matrices):
   program = limits.products(sharding.single_device(), backward=False)
-  arrays = jnp.ones((256, 512)), jnp.ones((256, 512)), [jnp.ones((512, 512))]
+  x_BI, weights = jnp.ones((256, 512)), [jnp.ones((512, 512))] * num_matrices
 
   def seconds(passes):
     began = time.perf_counter()
-    program(passes, *arrays[:2], arrays[2] * num_matrices).block_until_ready()
+    program(passes, x_BI, weights).block_until_ready()
     return time.perf_counter() - began
 
   seconds(1)

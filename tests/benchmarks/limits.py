@@ -36,12 +36,12 @@ _ENOUGH = 2**28
 
 
 def products(partition: Partition, *, backward: bool) -> Callable:
-  """Compiles (passes, x_BI, y_BO, list of w_IO) -> a number, rows split over devices.
+  """Compiles (passes, x_BI, list of w_IO) -> a number, rows split over devices.
 
   A pass is all products, computed in turn; nothing is copied.
 
   Args:
-    backward: with both gradients, y_BO standing for that of the output.
+    backward: with both gradients, the product standing for that of the output.
   """
   batch, whole = partition.pspec(("batch",)), PartitionSpec()
 
@@ -49,22 +49,20 @@ def products(partition: Partition, *, backward: bool) -> Callable:
   @functools.partial(
     jax.shard_map,
     mesh=partition.mesh,
-    in_specs=(whole, batch, batch, whole),
+    in_specs=(whole, batch, whole),
     out_specs=batch,
     check_vma=False,
   )
-  def run(passes, x_BI, y_BO, weights):
-    kinds = [lambda x_BI, y_BO, w_IO: x_BI @ w_IO]
-    if backward:
-      kinds.append(lambda x_BI, y_BO, w_IO: y_BO @ w_IO.T)
-      kinds.append(lambda x_BI, y_BO, w_IO: x_BI.T @ y_BO)
-
+  def run(passes, x_BI, weights):
     def one_pass(_, total):
       for w_IO in weights:
-        for kind in kinds:
-          # Each waits for the one before it.
-          *sides, total = jax.lax.optimization_barrier((x_BI, y_BO, total))
-          total += one_of(kind(*sides, w_IO))
+        # Each waits for the one before it.
+        sides_BI, total = jax.lax.optimization_barrier((x_BI, total))
+        out_BO = jax.lax.optimization_barrier(sides_BI @ w_IO)
+        found = [out_BO]
+        if backward:
+          found += [out_BO @ w_IO.T, sides_BI.T @ out_BO]
+        total += sum(map(one_of, found))
       return total
 
     return jax.lax.fori_loop(0, passes, one_pass, 0.0)[None]
@@ -95,12 +93,12 @@ def seconds_a_row(
 
   def seconds(way: Partition, weights: list[jax.Array]) -> float:
     run = products(way, backward=backward)
-    w_IO, key = weights[0], jax.random.key(0)
-    sides = [jax.random.normal(key, (rows, size), w_IO.dtype) for size in w_IO.shape]
-    x_BI, y_BO = jax.device_put(sides, way.sharding("batch"))
+    shape, dtype = (rows, len(weights[0])), weights[0].dtype
+    x_BI = jax.random.normal(jax.random.key(0), shape, dtype)
+    x_BI = jax.device_put(x_BI, way.sharding("batch"))
     weights = jax.device_put(weights, way.sharding())
     return pass_seconds(
-      lambda passes: run(passes, x_BI, y_BO, weights).block_until_ready(), tries
+      lambda passes: run(passes, x_BI, weights).block_until_ready(), tries
     )
 
   def all_seconds(way: Partition) -> float:

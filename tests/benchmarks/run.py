@@ -29,9 +29,9 @@ answer as long as may be. Text and rewards are not timed. Tokens counted are tho
 drawn, in `score` and `update` those of every answer with its prompt; `fed_tokens` are
 those that the model saw, where answers share a prompt. `limits.py` says what a limit
 is; `mfu` is the model FLOPs utilization by `r1jax/limits.py`. The first call, which
-compiles, is not in `seconds`. `peak_rss_gib` is the process's, from its start to the
-last repeat, so with loading and compiling; `peak_device_gib` is that of the device's
-allocator.
+compiles, is not in `seconds`; each is said on standard error as it ends.
+`peak_rss_gib` is the process's, from its start to the last repeat, so with loading and
+compiling; `peak_device_gib` is that of the device's allocator.
 
 PEER is `transformers` (rollout, score, update) or `trl` (step). It does the same work
 (peers.py says how) in a process of its own, by the interpreter PATH or by this one, in
@@ -129,6 +129,7 @@ def measure(
         began = time.perf_counter()
         seen[who].append(call(repeat))
         seconds[who].append(time.perf_counter() - began)
+        print(f"{repeat}: {who} {seconds[who][-1]:.4g} s", file=sys.stderr, flush=True)
   found = {who: summary(seconds[who], seen[who]) for who in calls}
   ours = found.pop("ours")
   ours |= peak_memory()  # now, since the limit takes memory of its own

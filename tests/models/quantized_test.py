@@ -184,5 +184,23 @@ def test_scales_lie_with_the_outputs_that_they_are_of(rules):
   )
 
 
+def test_fused_matrices_keep_their_scales():
+  """Specs and arrays of `fused` fit each other, int8 or not."""
+  c = tiny.FAMILY["qwen2"]
+  for kind in ("", "int8"):
+    specs = quantized.specs_in(kind, parameters.param_specs(c))
+    specs = parameters.fused(parameters.unstacked(specs))
+    made = quantized.params_in(kind, tiny.params(c), parameters.param_specs(c))
+    made = parameters.fused(parameters.unstacked(made))
+    shapes = jax.tree.map(
+      lambda spec: spec.shape, specs, is_leaf=lambda leaf: isinstance(leaf, ParamSpec)
+    )
+    assert shapes == jax.tree.map(jnp.shape, made)
+    layer = made["layers"]["0"]
+    assert set(layer["attn"]) == {"qkv", "qkv_bias", "o"}
+    assert layer["attn"]["qkv"].shape == (c.width, c.heads + 2 * c.kv_heads, c.head_dim)
+    assert layer["mlp"]["gate_up"].shape == (c.width, 2 * c.ffw)
+
+
 def unstacked_int8(c):
   return parameters.unstacked(int8(c))

@@ -104,14 +104,19 @@ def cached(c: ModelConfig, window: int | None = None):
 
 
 @FAMILY
-def test_one_token_at_a_time_is_one_forward(c):
+@pytest.mark.parametrize("are_fused", [False, True])
+def test_one_token_at_a_time_is_one_forward(c, are_fused):
+  """Stacked parameters, and those of a sampler: some matrices are one."""
   rows = tiny.plain_rows(sequences(9, 9, 9))
   want = logits_of(c, rows)
   cache = caches.empty(c, 3, 9)
+  params = tiny.params(c)
+  if are_fused:
+    params = parameters.fused(parameters.unstacked(params))
   for place in range(9):
     here = slice(place, place + 1)
     got, cache = cached(c)(
-      tiny.params(c), rows.tokens_BL[:, here], rows.positions_BL[:, here], cache
+      params, rows.tokens_BL[:, here], rows.positions_BL[:, here], cache
     )
     np.testing.assert_allclose(got[:, 0], want[:, place], atol=2e-5)
   np.testing.assert_array_equal(cache.length_S, [9, 9, 9])

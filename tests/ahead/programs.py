@@ -1,8 +1,9 @@
-"""The programs of a step, compiled for four chips of a v5e that are not there.
+"""The programs of a step, compiled for four devices that are not there.
 
-`python -m tests.tpu.programs MODEL` prints a line of JSON: of each program the kernels
-in it and the bytes a chip holds while it runs. The compiler is that of the `libtpu`
-package, which needs no TPU for this.
+`python -m tests.ahead.programs DEVICE MODEL` prints a line of JSON: of each program the
+kernels in it and the bytes a device holds while it runs. DEVICE is `v5e`, whose
+compiler is in the package `libtpu`, or `h100`, whose compiler comes with `jax[cuda13]`;
+neither needs the device for this.
 """
 
 import dataclasses
@@ -30,18 +31,64 @@ from tests import tiny
 
 SHAPE = {"data": 1, "fsdp": 2, "tp": 2, "ep": 1, "sp": 1}
 ROWS, LENGTH = 4, 1024  # long enough for the attention kernel
+# What XLA asks about a GPU that is not there, as a GpuTargetConfigProto.
+H100 = """
+gpu_device_info {
+  name: "NVIDIA H100 80GB HBM3"
+  cuda_compute_capability { major: 9 feature_extension: ACCELERATED_FEATURES }
+  core_count: 132
+  fpus_per_core: 128
+  clock_rate_ghz: 1.98
+  memory_bandwidth: 3352320000000
+  device_memory_size: 84942979072
+  l2_cache_size: 52428800
+  threads_per_warp: 32
+  threads_per_block_limit: 1024
+  threads_per_core_limit: 2048
+  thread_dim_limit_x: 1024
+  thread_dim_limit_y: 1024
+  thread_dim_limit_z: 64
+  block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535
+  block_dim_limit_z: 65535
+  registers_per_core_limit: 65536
+  registers_per_block_limit: 65536
+  shared_memory_per_core: 233472
+  shared_memory_per_block: 49152
+  shared_memory_per_block_optin: 232448
+  device_address_bits: 64
+  driver_version: "13.0.0"
+  runtime_version: "13.0.0"
+  compile_time_toolkit_version: "13.0.0"
+  dnn_version: "9.10.0"
+}
+platform_name: "CUDA"
+dnn_version_info { major: 9 minor: 10 patch: 0 }
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
 OPTIMIZER = optax.adamw(1e-5)
+# A kernel of a TPU by its name, one of a GPU by what is called.
+_KERNEL = (
+  r"%(\w+)\S* = .*\"tpu_custom_call\"|\"__(?:cudnn|gpu)\$(fmha\w+|xla\.gpu\.triton)\""
+)
 MODELS = {
   "qwen2.5-1.5b": PRESETS["qwen2.5-1.5b"],
   **{name: dataclasses.replace(c, vocab=64) for name, c in tiny.FAMILY.items()},
 }
 
 
-def topology() -> Mesh:
-  chips = topologies.get_topology_desc("v5e:2x2", "tpu").devices
+def topology(device: str) -> Mesh:
+  if device == "v5e":
+    found = topologies.get_topology_desc("v5e:2x2", "tpu")
+  else:
+    found = topologies.get_topology_desc(
+      platform="cuda", target_config=H100, topology="1x1x4"
+    )
   shape = tuple(SHAPE[axis] for axis in MESH_AXES)
   axis_types = (AxisType.Auto,) * len(MESH_AXES)
-  return Mesh(np.asarray(chips).reshape(shape), MESH_AXES, axis_types=axis_types)
+  return Mesh(
+    np.asarray(found.devices).reshape(shape), MESH_AXES, axis_types=axis_types
+  )
 
 
 def experience(partition: Partition) -> Experience:
@@ -97,17 +144,22 @@ def rollout(c: ModelConfig, mesh: Mesh):
   return program.lower(params, *jax.tree.map(np.asarray, (prompts, controls)), key)
 
 
-def seen(lowered) -> dict:
-  """Names of kernels, and bytes on a chip."""
+def seen(make, c: ModelConfig, mesh: Mesh) -> dict:
+  """Names of kernels, and bytes on a device."""
+  # The kernels for GPUs ask which one it is.
+  with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+    lowered = make(c, mesh)
   compiled = lowered.compile()
   memory = compiled.memory_analysis()
   size = memory.argument_size_in_bytes + memory.output_size_in_bytes
   size += memory.temp_size_in_bytes - memory.alias_size_in_bytes
-  calls = re.findall(r"%(\w+)\S* = .*\"tpu_custom_call\"", compiled.as_text())
-  return {"kernels": sorted(calls), "bytes": size}
+  calls = re.findall(_KERNEL, compiled.as_text())
+  return {"kernels": sorted(map("".join, calls)), "bytes": size}
 
 
 if __name__ == "__main__":
-  given, chips = MODELS[sys.argv[1]], topology()
-  made = {make.__name__: seen(make(given, chips)) for make in (update, score, rollout)}
+  given, devices = MODELS[sys.argv[2]], topology(sys.argv[1])
+  made = {
+    make.__name__: seen(make, given, devices) for make in (update, score, rollout)
+  }
   print(json.dumps(made))
