@@ -6,6 +6,7 @@ and trained, and how the sampler holds them.
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -72,11 +73,20 @@ class Partition:
   rules: Rules
 
   @property
+  def _device(self) -> jax.Device:
+    return jax.devices()[0] if self.mesh is None else self.mesh.devices.flat[0]
+
+  @property
   def platform(self) -> str:
     """What the devices are: "cpu", "gpu" or "tpu"."""
-    if self.mesh is None:
-      return jax.default_backend()
-    return self.mesh.devices.flat[0].platform
+    return self._device.platform
+
+  @property
+  def has_flash_kernels(self) -> bool:
+    """Whether cuDNN's and Triton's attention in 16 bits run here: NVIDIA, from Ampere
+    (compute capability 8) on."""
+    found = re.match(r"(\d+)\.", str(getattr(self._device, "compute_capability", "")))
+    return self.platform == "gpu" and found is not None and int(found[1]) >= 8
 
   def pspec(self, axes: tuple[str | None, ...]) -> PartitionSpec:
     """PartitionSpec of logical axes, over the mesh axes that have more than one device.

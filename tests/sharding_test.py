@@ -1,5 +1,7 @@
 """Who holds which slice, decided before any array exists."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -124,3 +126,24 @@ def test_constraints_keep_values():
   placed = jax.jit(lambda x: sharding.single_device().constrain(x, ("batch", None)))(x)
   np.testing.assert_array_equal(placed, x)
   assert sharding.LOCAL.constrain(x, ("batch", None)) is x
+
+
+@pytest.mark.parametrize(
+  ("platform", "capability", "want"),
+  [
+    ("gpu", "9.0", True),
+    ("gpu", "10.0", True),
+    ("gpu", "8.0", True),
+    ("gpu", "7.5", False),  # Turing
+    ("gpu", "gfx942", False),  # AMD
+    ("tpu", None, False),
+    ("cpu", None, False),
+  ],
+)
+def test_which_devices_have_flash_kernels(platform, capability, want, monkeypatch):
+  device = types.SimpleNamespace(platform=platform)
+  if capability is not None:
+    device.compute_capability = capability
+  monkeypatch.setattr(jax, "devices", lambda: [device])
+  assert sharding.LOCAL.platform == platform
+  assert sharding.LOCAL.has_flash_kernels == want

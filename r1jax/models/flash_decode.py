@@ -43,7 +43,7 @@ def fits(cache: Cache, num_new: int, dtype, partition: Partition) -> bool:
     return False
   (k_SKHW,) = keys
   return (
-    partition.platform == "gpu"
+    partition.has_flash_kernels
     and k_SKHW.dtype == dtype
     and dtype in _DTYPES
     and bool(cache.values[0])

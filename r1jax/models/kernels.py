@@ -96,7 +96,7 @@ def _fits_cudnn(q_BLKRH: jax.Array, v_BLKH: jax.Array, partition: Partition) -> 
   """Whether cuDNN's flash attention is there for such heads."""
   head_dim = q_BLKRH.shape[-1]
   return (
-    partition.platform == "gpu"
+    partition.has_flash_kernels
     and q_BLKRH.dtype in (jnp.bfloat16, jnp.float16)
     and v_BLKH.shape[-1] == head_dim
     and head_dim % 8 == 0

@@ -79,11 +79,9 @@ def prefilled(partition: Partition, **changes) -> cache.Cache:
 
 @dataclasses.dataclass(frozen=True)
 class OnGpu(Partition):
-  """One that says of its devices that they are GPUs."""
+  """One that says of its devices that they are GPUs with the kernels."""
 
-  @property
-  def platform(self) -> str:
-    return "gpu"
+  has_flash_kernels = True
 
 
 GPU = OnGpu(None, {})
