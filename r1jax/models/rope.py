@@ -16,7 +16,10 @@ def rotary(c: ModelConfig, positions_BL: jax.Array) -> tuple[jax.Array, jax.Arra
   """(cos, sin), each [B, L, 1, H/2] in float32."""
   angle = positions_BL.astype(jnp.float32)[..., None, None] * frequencies(c)
   gain = rotary_gain(c)
-  return jnp.cos(angle) * gain, jnp.sin(angle) * gain
+  both = jnp.concatenate([jnp.cos(angle) * gain, jnp.sin(angle) * gain], axis=-1)
+  # Made once, as one array, which is not fused with what reads it: XLA's CPU backend
+  # would make them again for every head of every layer.
+  return tuple(jnp.split(jax.lax.optimization_barrier(both), 2, axis=-1))
 
 
 def rotate(x_BLNH: jax.Array, cos_sin: tuple) -> jax.Array:
