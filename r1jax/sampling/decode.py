@@ -111,22 +111,19 @@ def advance(
     # Once around the ring, all columns are in use.
     return jnp.sum(jnp.asarray(windows) < jnp.minimum(used, windows[-1]))
 
-  def run_window(index: int) -> Callable:
-    def steps(s: DecodeState) -> DecodeState:
-      return jax.lax.while_loop(
-        lambda s: goes_on(s) & (window_index(s) == index),
-        lambda s: _step(
-          c, params, s, controls, plan, stops_YV, windows[index], partition
+  def through_windows(s: DecodeState) -> DecodeState:
+    # One loop behind another: a switch among them would copy all of the cache.
+    for index, window in enumerate(windows):
+      s = jax.lax.while_loop(
+        lambda s, index=index: goes_on(s) & (window_index(s) == index),
+        lambda s, window=window: _step(
+          c, params, s, controls, plan, stops_YV, window, partition
         ),
         s,
       )
+    return s
 
-    return steps
-
-  branches = [run_window(index) for index in range(len(windows))]
-  return jax.lax.while_loop(
-    goes_on, lambda s: jax.lax.switch(window_index(s), branches, s), state
-  )
+  return jax.lax.while_loop(goes_on, through_windows, state)
 
 
 def _step(
