@@ -171,7 +171,7 @@ def test_the_engine_is_the_stages_sampler():
   plan, weights = engine.held(run_, zero, run_.params_of(""))
   assert (plan.draft, plan.draft_tokens, plan.cache) == ("ngram", 2, "int8")
   assert (plan.samples, plan.slots) == (zero["rollout"]["group_size"], 4)
-  assert weights["layers"]["0"]["mlp"]["gate_up"].values.dtype == np.int8
+  assert weights["layers"]["0"]["mlp"]["up"].values.dtype == np.int8
 
 
 @pytest.mark.usefixtures("quick")

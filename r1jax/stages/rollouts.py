@@ -96,8 +96,10 @@ class Sampler:
     one_of(weights, quantized.WEIGHTS, key="config.rollout.weights")
     self._trainable = trainable
 
-    # An adapter finds the matrices that it adapts by their names.
-    fuses = trainable.lora is None and held.size("heads") == 1
+    # On a CPU a step was no faster for it. An adapter finds the matrices that it adapts
+    # by their names.
+    fuses = held.platform == "gpu" and held.size("heads") == 1
+    fuses &= trainable.lora is None
 
     def by_layer(tree: dict) -> dict:
       tree = parameters.unstacked(tree)
