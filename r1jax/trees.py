@@ -76,7 +76,9 @@ def checksum(tree: Any) -> jax.Array:
   2**32: equal trees agree on any sharding, since integer sums commute, and changes of
   many elements (a sign, a scale) do not cancel, since the mixing is not linear.
   """
-  total = jnp.uint32(0)
+  # Arrays of one shape are added first: XLA's CPU backend writes down, of all of them
+  # at once, what is to be summed up.
+  sums: dict[tuple[int, ...], jax.Array] = {}
   for number, leaf in enumerate(jax.tree.leaves(tree)):
     width = np.dtype(leaf.dtype).itemsize * 8
     bits = jax.lax.bitcast_convert_type(leaf, f"uint{width}").astype(jnp.uint32)
@@ -84,8 +86,10 @@ def checksum(tree: Any) -> jax.Array:
     for axis in range(leaf.ndim):
       index = jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
       place = place * jnp.uint32(2654435761) + index
-    total = total + jnp.sum(_mix(bits ^ _mix(place)), dtype=jnp.uint32)
-  return total
+    sums[leaf.shape] = sums.get(leaf.shape, 0) + _mix(bits ^ _mix(place))
+  return sum(
+    (jnp.sum(mixed, dtype=jnp.uint32) for mixed in sums.values()), jnp.uint32(0)
+  )
 
 
 def _mix(x: jax.Array) -> jax.Array:

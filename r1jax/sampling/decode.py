@@ -17,8 +17,6 @@ uniform, from logits that saw the draft before it; the draws count as far as the
 was what they drew. For a draft of tokens, not of distributions, no rule accepts more.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 
