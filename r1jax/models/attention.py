@@ -9,14 +9,15 @@ Both kinds make queries, keys and values of a layer's input; what these attend t
 """
 
 import functools
+import importlib.util
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from r1jax.models import flash_decode, kernels, layers, quantized, rope
-from r1jax.models.cache import Cache, PromptCache
+from r1jax.models import kernels, layers, quantized, rope
+from r1jax.models.cache import BLOCK, Cache, PromptCache
 from r1jax.models.config import ModelConfig
 from r1jax.models.quantized import Held
 from r1jax.sharding import LOCAL, Partition
@@ -165,7 +166,7 @@ def with_cache(
     window: own columns that are attended to, those of one or more of the cache's
       arrays; None means all. The kernel for GPUs reads those that are live.
   """
-  if flash_decode.fits(cache, num_new, dtype, partition):
+  if fits_kernel(cache, num_new, dtype, partition):
     return _by_kernel(cache, partition)
   num_own = cache.num_columns if window is None else window
   masks = [_own(cache, num_new, num_own)]
@@ -213,8 +214,31 @@ def with_cache(
   return context
 
 
+def fits_kernel(cache: Cache, num_new: int, dtype, partition: Partition) -> bool:
+  """Whether `flash_decode` can take a step: one token of each slot, in 16 bits."""
+  prompt, keys = cache.prompt, cache.keys[0]
+  if num_new != 1 or prompt is None or cache.column.ndim or len(keys) != 1:
+    return False
+  (k_SKHW,) = keys
+  return (
+    partition.has_flash_kernels
+    and importlib.util.find_spec("jax.experimental.pallas.triton") is not None
+    and k_SKHW.dtype == dtype
+    and dtype in (jnp.bfloat16, jnp.float16)
+    and bool(cache.values[0])
+    and k_SKHW.shape[2] in (64, 128, 256)
+    and k_SKHW.shape[3] % BLOCK == 0
+    and prompt.keys[0].shape[3] % BLOCK == 0
+    and k_SKHW.shape[1] % partition.size("kv_heads") == 0
+    and prompt.queues == partition.size("batch")
+  )
+
+
 def _by_kernel(cache: Cache, partition: Partition) -> Context:
   """`with_cache` by `flash_decode`."""
+  # A third of a second, which no program without it is to wait for.
+  from r1jax.models import flash_decode
+
   prompt = cache.prompt
   num_prompts = len(prompt.length_Q)
   # Slots without a row attend to some prompt.

@@ -33,6 +33,8 @@ from r1jax.models.config import ModelConfig
 from r1jax.models.quantized import Held, Quantized
 from r1jax.sharding import LOCAL, Partition
 
+BLOCK = 128  # columns that the kernel for GPUs reads at a time
+
 
 @struct.dataclass
 class PromptCache:
@@ -83,6 +85,11 @@ class Cache:
   def num_columns(self) -> int:
     """W, of all arrays of a layer together."""
     return self.windows[-1]
+
+
+def whole_blocks(columns: int) -> int:
+  """At least so many columns."""
+  return -(-columns // BLOCK) * BLOCK
 
 
 def token_bytes(c: ModelConfig, dtype) -> int:

@@ -10,8 +10,8 @@ belong. So a step costs what its slots' lengths say, whatever is allocated, and 
 compiled step serves all lengths. The samples of a prompt read it one after another, out
 of the GPU's cache as far as it holds it.
 
-Written in Pallas for its Triton backend, which is there up to the newest jax that was
-tried (0.11). Where it is missing, XLA's products do the same (`attention.with_cache`).
+Written in Pallas for its Triton backend, which jax 0.11 has and calls deprecated.
+`attention.fits_kernel` says when it is used; else XLA's products do the same.
 """
 
 import functools
@@ -21,38 +21,11 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from r1jax.models.cache import Cache
+from r1jax.models.cache import BLOCK
 from r1jax.sharding import Partition
 
-BLOCK = 128  # columns that are read at a time
 _WARPS, _STAGES = 8, 2
 _ROWS = 16  # the least that a matrix product of Triton takes
-_HEADS = (64, 128, 256)
-_DTYPES = (jnp.bfloat16, jnp.float16)
-
-
-def whole_blocks(columns: int) -> int:
-  """At least so many columns."""
-  return -(-columns // BLOCK) * BLOCK
-
-
-def fits(cache: Cache, num_new: int, dtype, partition: Partition) -> bool:
-  """Whether a cache's step can be taken by the kernel."""
-  prompt, keys = cache.prompt, cache.keys[0]
-  if num_new != 1 or prompt is None or cache.column.ndim or len(keys) != 1:
-    return False
-  (k_SKHW,) = keys
-  return (
-    partition.has_flash_kernels
-    and k_SKHW.dtype == dtype
-    and dtype in _DTYPES
-    and bool(cache.values[0])
-    and k_SKHW.shape[2] in _HEADS
-    and k_SKHW.shape[3] % BLOCK == 0
-    and prompt.keys[0].shape[3] % BLOCK == 0
-    and k_SKHW.shape[1] % partition.size("kv_heads") == 0
-    and prompt.queues == partition.size("batch")
-  )
 
 
 def attend(

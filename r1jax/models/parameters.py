@@ -196,9 +196,9 @@ def layer_of(stack: dict, z: int) -> dict:
 def fused(tree: dict) -> dict:
   """An `unstacked` tree in which matrices that read the same are one.
 
-  On a GPU few products of many outputs are faster than many of few. Queries, keys and values of
-  attention stand behind one another on the axis of heads, gate and up on that of the
-  ffw; both axes must lie on every device whole.
+  On a GPU few products of many outputs are faster than many of few. Queries, keys and
+  values of attention stand behind one another on the axis of heads, gate and up on that
+  of the ffw; both axes must lie on every device whole.
 
   Args:
     tree: of arrays, or of ParamSpecs.

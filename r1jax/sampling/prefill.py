@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from r1jax.models import cache as caches
-from r1jax.models import flash_decode, transformer
+from r1jax.models import transformer
 from r1jax.models.config import ModelConfig
 from r1jax.sampling import logits, stops
 from r1jax.sampling.loop_state import (
@@ -99,8 +99,9 @@ def start(
     # Room for drafts of the last token, and for all tokens that `_resumed` feeds.
     capacity = -(-(max_tokens + plan.draft_tokens) // _RESUMED) * _RESUMED
   if partition.platform == "gpu":
-    # One array, and so one compiled step: the kernel for it reads what is live.
-    capacity = flash_decode.whole_blocks(capacity)
+    # One array, and so one compiled step: the kernel reads what is live of it. Where
+    # products are taken instead they read all, since XLA would copy parts of it.
+    capacity = caches.whole_blocks(capacity)
     windows = (capacity,)
   own = caches.empty(
     c,
@@ -235,7 +236,7 @@ def prefill(
   tokens_QP = prompts.tokens_QP
   num_prompts, capacity = tokens_QP.shape
   if partition.platform == "gpu":
-    rest = flash_decode.whole_blocks(capacity) - capacity
+    rest = caches.whole_blocks(capacity) - capacity
     tokens_QP, capacity = jnp.pad(tokens_QP, ((0, 0), (0, rest))), capacity + rest
   further = plan.draft == "mtp"
   empty = caches.empty(

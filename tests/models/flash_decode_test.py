@@ -10,7 +10,7 @@ import pytest
 from r1jax.models import attention, cache, flash_decode
 from r1jax.sharding import LOCAL, Partition
 
-BLOCK = flash_decode.BLOCK
+BLOCK = cache.BLOCK
 Q, G, K, R, H = 3, 2, 2, 3, 64
 W, P = 2 * BLOCK, 2 * BLOCK
 # Nothing of its own or no prompt, less than a block, whole blocks, a full ring.
@@ -101,7 +101,7 @@ GPU = OnGpu(None, {})
 )
 def test_what_the_kernel_is_for(partition, num_new, dtype, changes, want):
   made = prefilled(partition, **changes)
-  assert flash_decode.fits(made, num_new, dtype, partition) == want
+  assert attention.fits_kernel(made, num_new, dtype, partition) == want
 
 
 def test_the_context_by_the_kernel_is_that_by_products(monkeypatch):

@@ -11,13 +11,14 @@ import pytest
 
 from r1jax import sharding
 from r1jax.models import flash_decode
+from r1jax.models.cache import BLOCK
 from r1jax.sharding import LOCAL, SAMPLE_RULES, Partition
 from tests.multidevice import launch
 
 pytestmark = [pytest.mark.multidevice, pytest.mark.slow]
 MESH = {"data": 2, "tp": 2}
 Q, G, K, R, H = 4, 2, 2, 3, 64
-W = P = flash_decode.BLOCK
+W = P = BLOCK
 
 
 def run(partition: Partition):
