@@ -1,3 +1,3 @@
 """r1jax: the DeepSeek-R1 training system for JAX."""
 
-__version__ = "0.5.0"
+__version__ = "0.6.0"

@@ -236,7 +236,7 @@ def fits_kernel(cache: Cache, num_new: int, dtype, partition: Partition) -> bool
 
 def _by_kernel(cache: Cache, partition: Partition) -> Context:
   """`with_cache` by `flash_decode`."""
-  # A third of a second, which no program without it is to wait for.
+  # A tenth of a second, which no program without it is to wait for.
   from r1jax.models import flash_decode
 
   prompt = cache.prompt
