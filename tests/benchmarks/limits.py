@@ -38,7 +38,8 @@ _ENOUGH = 2**28
 def products(partition: Partition, *, backward: bool) -> Callable:
   """Compiles (passes, x_BI, list of w_IO) -> a number, rows split over devices.
 
-  A pass is all products, computed in turn; nothing is copied.
+  A pass is all products; nothing is copied. XLA's CPU backend, which knows no barriers
+  once it has compiled, may begin one before another ends.
 
   Args:
     backward: with both gradients, the product standing for that of the output.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from r1jax import prng, trees
-from r1jax.models import transformer
+from r1jax.models import parameters, transformer
 from r1jax.sampling import decode, logits, loop_state, prefill
 from tests import tiny
 
@@ -287,3 +288,28 @@ def test_in_pieces_it_is_the_same_rollout(limit):
   for name in ("tokens_BT", "length_B", "stopped_B"):
     np.testing.assert_array_equal(getattr(state, name), getattr(whole, name))
   np.testing.assert_allclose(state.logp_BT, whole.logp_BT, atol=2e-5)
+
+
+def test_a_loop_copies_no_cache_and_makes_its_rotary_tables_once():
+  """As XLA's CPU backend compiles it; the state is donated."""
+  c = dataclasses.replace(C, depth=3)
+  plan = loop_state.Plan(samples=SAMPLES, max_tokens=MAX_TOKENS)
+  params = parameters.unstacked(tiny.params(c))
+  asked = tiny.prompts(PROMPTS)
+  controls = logits.controls(len(PROMPTS) * SAMPLES, max_tokens=MAX_TOKENS)
+  state = jax.eval_shape(
+    lambda: prefill.start(c, params, asked, controls, KEY, plan)[0]
+  )
+  program = jax.jit(
+    lambda params, state: decode.advance(c, params, state, controls, plan, limit=16),
+    donate_argnums=1,
+  )
+  text = program.lower(params, state).compile().as_text()
+  windows = state.cache.windows
+  assert len(windows) > 1
+  shapes = {
+    leaf.shape for leaf in jax.tree.leaves((state.cache.keys, state.cache.values))
+  }
+  for shape in shapes:
+    assert not re.search(rf"f32\[{','.join(map(str, shape))}\]\S* copy\(", text)
+  assert len(re.findall(r" sine\(", text)) == len(windows)
