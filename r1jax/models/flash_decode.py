@@ -1,7 +1,8 @@
 """Attention of a decode step on a GPU: one kernel that reads what is live, no more.
 
 Letters: S slots, Q prompts, P prompt slots, W own columns, C columns of a block, K kv
-heads, R query heads per kv head, H head width.
+heads, R query heads per kv head, M of them with padding, H head width, I numbers that
+a slot's program is told.
 
 A program has a slot's kv head. It goes over the slot's prompt and over the blocks of
 the ring that hold the slot's tokens, with one running softmax (flash decoding,
@@ -95,7 +96,11 @@ def _kernel(
   q_ref, k_ref, v_ref, keys_in, values_in, prompt_k, prompt_v, told_ref,
   out_ref, keys_ref, values_ref, *, scale,
 ):  # fmt: skip
-  """One slot's kv head; `keys_in` and `keys_ref` are the same array."""
+  """One slot's kv head: all refs are whole arrays, of the shapes that `attend` has.
+
+  `keys_in` and `keys_ref`, and the two of values, are the same memory. The new token is
+  taken from registers: what is read of its column does not count.
+  """
   s, head = pl.program_id(0), pl.program_id(1)
   length, column = told_ref[s, 0], told_ref[s, 1]
   prompt, prompt_length = told_ref[s, 2], told_ref[s, 3]

@@ -1,9 +1,5 @@
 """The kernel for GPUs on four devices: each has its slots, prompts and heads."""
 
-import os
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,18 +44,7 @@ def run(partition: Partition):
 
 
 def test_four_devices_are_one():
-  flags = os.environ.get("XLA_FLAGS", "")
-  devices = "--xla_force_host_platform_device_count=4"
-  environment = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"{flags} {devices}"}
-  process = subprocess.Popen(
-    [sys.executable, "-m", "tests.multidevice.flash_decode_test"],
-    cwd=launch.ROOT,
-    env=os.environ | environment,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.STDOUT,
-    text=True,
-  )
-  launch.finish([process])
+  launch.run("tests.multidevice.flash_decode_test", devices=4)
 
 
 if __name__ == "__main__":

@@ -49,6 +49,21 @@ def start(out, meshes, *, devices, arguments=()):
   )
 
 
+def run(module, *arguments, devices):
+  """A module in a process with so many devices, until it has ended well."""
+  flags = f"--xla_force_host_platform_device_count={devices}"
+  flags = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
+  process = subprocess.Popen(
+    [sys.executable, "-m", module, *map(str, arguments)],
+    cwd=ROOT,
+    env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  )
+  finish([process])
+
+
 def finish(processes, limit_s=240):
   """Waits for all of them; none is left behind, whatever happens."""
   try:

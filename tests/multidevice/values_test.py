@@ -1,8 +1,6 @@
 """Values, scores and their gradient: one device and eight, heads split like widths."""
 
 import functools
-import os
-import subprocess
 import sys
 
 import jax
@@ -48,18 +46,7 @@ def program(sizes):
 
 def test_eight_devices_are_one(tmp_path):
   out = tmp_path / "out.npz"
-  flags = os.environ.get("XLA_FLAGS", "")
-  devices = "--xla_force_host_platform_device_count=8"
-  environment = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"{flags} {devices}"}
-  process = subprocess.Popen(
-    [sys.executable, "-m", "tests.multidevice.values_test", out],
-    cwd=launch.ROOT,
-    env=os.environ | environment,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.STDOUT,
-    text=True,
-  )
-  launch.finish([process])
+  launch.run("tests.multidevice.values_test", out, devices=8)
   want = launch.load(out, "one")
   assert np.abs(want["values"]).max() > 0.1
   for mesh in ("all", "fsdp"):
